@@ -1,0 +1,1 @@
+"""What it costs: timings against baselines, in one run, kept as JSON under bench/results/<machine>/."""

@@ -1,0 +1,13 @@
+"""RMSNorm over the last dimension.
+
+    y[..., d] = x[..., d] / sqrt(mean_d(x^2) + eps) * weight[d]
+
+x: [..., D] fp32 or bf16    weight: [D]    ->    y: [..., D] in x.dtype. The mean is taken in fp32.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return F.rms_norm(x, weight.shape, weight, eps)

@@ -1,0 +1,1 @@
+"""Number formats: packing, AWQ and GGUF readers and writers, calibration. Knows neither kernels nor runtime."""
