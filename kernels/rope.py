@@ -24,6 +24,6 @@ def rope_table(
     return table.to(torch.bfloat16).to(device, dtype)
 
 
-def rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x: [N, heads, D]; cos, sin: [N, 1, D], rows of `rope_table` in x.dtype. Returns the rotated heads."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+def rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """x: [N, heads, D]; cos, sin: [N, 1, D], rows of `rope_table` in x.dtype. Returns the rotated heads, in `out`."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin, out=out)

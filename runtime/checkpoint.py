@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -151,7 +152,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         shards = sorted(folder.glob("*.safetensors"))
         index = folder / "model.safetensors.index.json"
         if index.exists():
-            weight_map = _read_json(index, "Download it again.").get("weight_map")
+            weight_map: Any = _read_json(index, "Download it again.").get("weight_map")
             if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
                 raise CheckpointError(f"{index} has no weight_map from tensor names to files. Download it again.")
             named = {folder / name for name in weight_map.values()}

@@ -1,0 +1,51 @@
+"""Which device and which number format: what the user said, or what fits."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from .checkpoint import Checkpoint
+from .errors import RequestError
+
+DTYPES = {
+    "fp32": torch.float32,
+    "float32": torch.float32,
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+def pick_device(name: str) -> torch.device:
+    """`cpu`, `cuda`, `cuda:1`, or `auto`: a GPU where there is one. Raises RequestError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RequestError(f"There is no device {name!r}. Use auto, cpu, cuda or cuda:N.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise RequestError(f"octavo does not run on {name!r}. Use auto, cpu, cuda or cuda:N.")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RequestError("No usable GPU was found. `octavo doctor` says why; --device cpu works everywhere.")
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise RequestError(f"There is no {name}: this machine has {torch.cuda.device_count()} GPU(s), numbered from 0.")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
+    """`fp32`, `bf16`, or `auto`: bf16 on a GPU; on the CPU fp32 where the weights take up to half of the memory."""
+    if name != "auto":
+        if name not in DTYPES:
+            raise RequestError(f"There is no dtype {name!r}. Use auto, fp32 or bf16.")
+        return DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16
+    values = sum(info.nbytes // info.dtype.itemsize for info in checkpoint.info.values())
+    return torch.float32 if 4 * values <= physical_memory() / 2 else torch.bfloat16
+
+
+def physical_memory() -> int:
+    """Bytes of memory in this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,106 @@
+"""Higgs TTS v3: a Qwen3 body with one fused table for eight codebooks, which embeds audio rows and is their head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from octavo.kernels.embed_rows import embed_rows
+
+from ..checkpoint import Checkpoint
+from ..config import ModelConfig
+from ..errors import CheckpointError
+from ..layers.attention import Rows
+from ..layers.parameter import empty, fill
+from .qwen3 import Qwen3
+
+TEXT_EMBEDDING = "tied.embedding.text_embedding.weight"
+TEXT_HEAD = "tied.head.text_head.weight"
+AUDIO_TABLE = "tied.embedding.modality_embeddings.0.embedding.weight"
+AUDIO_HEAD = "tied.head.modality_heads.0.weight"
+CODEC_PREFIX = "tied.embedding.modality_embeddings.0.model."
+
+
+class HiggsV3(nn.Module):
+    """The text embedding stays where it is, mapped from the file: prompts read a few hundred of its rows."""
+
+    def __init__(self, cfg: ModelConfig, text_embedding: torch.Tensor, device: torch.device, dtype: torch.dtype):
+        super().__init__()
+        self.cfg, self.text_embedding = cfg, text_embedding
+        self.body = Qwen3(cfg, device, dtype)
+        self.audio_table = empty(cfg.num_codebooks * cfg.codebook_vocab, cfg.hidden_size, device=device, dtype=dtype)
+        self.audio_head = self.audio_table if cfg.tied_audio else torch.empty_like(self.audio_table)
+
+    @property
+    def device(self) -> torch.device:
+        return self.audio_table.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.audio_table.dtype
+
+    def embed_text(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids: [n] int64 on the CPU -> [n, hidden] on the model's device."""
+        return F.embedding(ids, self.text_embedding).to(self.device, self.dtype)
+
+    def embed_audio(self, rows: torch.Tensor) -> torch.Tensor:
+        """rows: [n, 8] int64 delayed codes, BOC and EOC included -> [n, hidden]."""
+        return embed_rows(rows, self.audio_table)
+
+    def forward(self, x: torch.Tensor, rows: Rows, pages: torch.Tensor) -> torch.Tensor:
+        """x: [N, hidden] embedded rows -> [N, hidden] final hidden states."""
+        return self.body(x, rows, pages)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden: [B, hidden] -> [B, 8, 1026] fp32: computed in the model's dtype, as it was trained, then cast."""
+        return F.linear(hidden, self.audio_head).float().view(-1, self.cfg.num_codebooks, self.cfg.codebook_vocab)
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> HiggsV3:
+        """Strict: a missing or misshapen tensor, or one that belongs to no known part, raises CheckpointError.
+
+        Holds the weights once: each layer's file pages are given back as soon as they are copied.
+        `progress(layers done, layers in all)` is called after each layer.
+        """
+        cfg, weights = ModelConfig.from_checkpoint(checkpoint.config), checkpoint.weights()
+        check_names(checkpoint, cfg)
+        model = cls(cfg, weights.take(TEXT_EMBEDDING, cfg.vocab_size, cfg.hidden_size), device, dtype)
+        table_shape = model.audio_table.shape
+        fill(model.audio_table, weights.take(AUDIO_TABLE, *table_shape))
+        if not cfg.tied_audio:
+            fill(model.audio_head, weights.take(AUDIO_HEAD, *table_shape))
+        fill(model.body.norm, weights.take("body.norm.weight", cfg.hidden_size))
+        for number, layer in enumerate(model.body.layers):
+            layer.load(checkpoint.weights(f"body.layers.{number}."))
+            checkpoint.release()
+            progress(number + 1, cfg.num_layers)
+        return model.eval()
+
+
+def check_names(checkpoint: Checkpoint, cfg: ModelConfig) -> None:
+    """Raises CheckpointError for a tensor outside the known parts. Names missing from them raise when they are taken.
+
+    The codec may hold more than octavo reads (training leftovers), and so may `tied.head.`: copies of the tables.
+    """
+    known = {TEXT_EMBEDDING, AUDIO_TABLE, "body.norm.weight"}
+    attention = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
+    for number in range(cfg.num_layers):
+        layer = f"body.layers.{number}."
+        known |= {f"{layer}self_attn.{part}.weight" for part in attention}
+        known |= {f"{layer}mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
+        known |= {f"{layer}input_layernorm.weight", f"{layer}post_attention_layernorm.weight"}
+    for name in checkpoint:
+        if name not in known and not name.startswith((CODEC_PREFIX, "tied.head.")):
+            raise CheckpointError(
+                f"{name} is left over: no part of the model that config.json describes has it. "
+                "The checkpoint and its config.json do not belong together."
+            )

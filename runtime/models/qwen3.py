@@ -1,0 +1,73 @@
+"""Qwen3, the decoder body: pre-norm blocks of grouped-query attention (norms on q and k, then rope) and SwiGLU."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn as nn
+
+from octavo.kernels.paged_attention import write_rows
+from octavo.kernels.rms_norm import rms_norm
+from octavo.kernels.rope import rope
+from octavo.kernels.swiglu import swiglu
+
+from ..checkpoint import Weights
+from ..config import ModelConfig
+from ..layers.attention import Rows
+from ..layers.linear import Linear
+from ..layers.parameter import empty, fill
+
+
+class Qwen3Layer(nn.Module):
+    def __init__(self, cfg: ModelConfig, device: torch.device, dtype: torch.dtype):
+        super().__init__()
+        self.cfg, self.eps = cfg, cfg.rms_norm_eps
+        self.input_norm = empty(cfg.hidden_size, device=device, dtype=dtype)
+        self.qkv_proj = Linear(cfg.hidden_size, cfg.q_size + 2 * cfg.kv_size, device, dtype)
+        self.qk_norm = empty(cfg.num_heads + cfg.num_kv_heads, cfg.head_dim, device=device, dtype=dtype)
+        self.o_proj = Linear(cfg.q_size, cfg.hidden_size, device, dtype)
+        self.mlp_norm = empty(cfg.hidden_size, device=device, dtype=dtype)
+        self.gate_up_proj = Linear(cfg.hidden_size, 2 * cfg.intermediate_size, device, dtype)
+        self.down_proj = Linear(cfg.intermediate_size, cfg.hidden_size, device, dtype)
+
+    def forward(self, x: torch.Tensor, rows: Rows, pages: torch.Tensor) -> torch.Tensor:
+        """x: [N, hidden]; pages: this layer's [P, S, 2, kv_heads, D], to which the rows' keys and values are added."""
+        N, H, K = x.shape[0], self.cfg.num_heads, self.cfg.num_kv_heads
+        qkv = self.qkv_proj(rms_norm(x, self.input_norm, self.eps)).view(N, H + 2 * K, -1)
+        # q and k are normed and turned together: their heads lie side by side, [N, H + K, D]
+        qk = qkv[:, : H + K]
+        rope(rms_norm(qk, self.qk_norm, self.eps), rows.cos, rows.sin, out=qk)
+        write_rows(pages, rows.slots, qkv[:, H:])
+        x = self.o_proj.add_to(x, rows.attend(qkv[:, :H], pages).reshape(N, -1))
+        return self.down_proj.add_to(x, swiglu(self.gate_up_proj(rms_norm(x, self.mlp_norm, self.eps))))
+
+    def load(self, weights: Weights) -> None:
+        """Copies the checkpoint's tensors into the fused parameters."""
+        c, hidden, ffn = self.cfg, self.cfg.hidden_size, self.cfg.intermediate_size
+        q, k, v = (weights.take(f"self_attn.{n}_proj.weight", s, hidden)
+                   for n, s in (("q", c.q_size), ("k", c.kv_size), ("v", c.kv_size)))  # fmt: skip
+        fill(self.qkv_proj.weight, q, k, v)
+        fill(self.o_proj.weight, weights.take("self_attn.o_proj.weight", hidden, c.q_size))
+        gate, up = (weights.take(f"mlp.{n}_proj.weight", ffn, hidden) for n in ("gate", "up"))
+        fill(self.gate_up_proj.weight, gate, up)
+        fill(self.down_proj.weight, weights.take("mlp.down_proj.weight", hidden, ffn))
+        q_norm, k_norm = (weights.take(f"self_attn.{n}_norm.weight", c.head_dim) for n in "qk")
+        fill(self.qk_norm, q_norm.expand(c.num_heads, -1), k_norm.expand(c.num_kv_heads, -1))
+        fill(self.input_norm, weights.take("input_layernorm.weight", hidden))
+        fill(self.mlp_norm, weights.take("post_attention_layernorm.weight", hidden))
+
+
+class Qwen3(nn.Module):
+    def __init__(self, cfg: ModelConfig, device: torch.device, dtype: torch.dtype):
+        super().__init__()
+        self.cfg = cfg
+        layers = nn.ModuleList(Qwen3Layer(cfg, device, dtype) for _ in range(cfg.num_layers))
+        self.layers = cast("list[Qwen3Layer]", layers)
+        self.norm = empty(cfg.hidden_size, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor, rows: Rows, pages: torch.Tensor) -> torch.Tensor:
+        """x: [N, hidden]; pages: [layers, P, S, 2, kv_heads, D]. Returns the final hidden states, [N, hidden]."""
+        for layer, layer_pages in zip(self.layers, pages, strict=True):
+            x = layer(x, rows, layer_pages)
+        return rms_norm(x, self.norm, self.cfg.rms_norm_eps)
