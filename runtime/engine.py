@@ -27,6 +27,7 @@ from .request import Plan, Request, SpeechStream, cancelled
 from .runner import Runner
 from .scheduler import Scheduler, Sequence
 from .speech import Speech
+from .tags import without_tags
 from .tokenizer import Tokenizer
 from .utterance import Utterance
 from .voice import EncodeCache, Voice, VoiceStore, find_voice
@@ -201,7 +202,7 @@ class Engine:
         """The voice of a text's first piece, for the others; a runaway is no example to follow."""
         if first is None or first.finish_reason in ("loop", "silence"):
             return None
-        return Voice(codes=first.codes, transcript=pieces[0], codec=self.codec.fingerprint)
+        return Voice(codes=first.codes, transcript=without_tags(pieces[0]), codec=self.codec.fingerprint)
 
     def _sequence(
         self, piece: str, number: int, sampling: SamplingParams, guard: bool, voice: Voice | None

@@ -1,0 +1,50 @@
+"""Fixtures for all tests: the devices of this machine, the shared folder of facts, a tiny synthetic checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# One thread per process: the tensors of these tests are too small to be worth splitting, and threads that wait for each
+# other make timings jump. Set before torch is imported; child processes inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+from octavo.tools.make_checkpoint import make_checkpoint
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Voices and cached codes of the tests stay out of the user's folders, in child processes too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OCTAVO_VOICES", str(tmp_path_factory.mktemp("user") / "voices"))
+        patch.setenv("OCTAVO_CACHE", str(tmp_path_factory.mktemp("user") / "cache"))
+        yield
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU, and the CUDA device where there is one."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of specifications and test data beside the repository; tests that read it skip where it is absent."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared, which is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny synthetic checkpoint, seed 0. Read-only by agreement: a test that damages one makes a copy."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", size="tiny", seed=0)
