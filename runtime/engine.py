@@ -6,6 +6,7 @@ import dataclasses
 import os
 import secrets
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from . import prompt, text
-from .audio import read_reference
+from .audio import Reference, read_reference
 from .checkpoint import Checkpoint
 from .codec import Codec
 from .config import EngineConfig, SamplingParams
@@ -26,13 +27,14 @@ from .models import CODEC_PREFIX, Model, load_model
 from .request import Plan, Request, SpeechStream, cancelled
 from .runner import Runner
 from .scheduler import Scheduler, Sequence
-from .speech import Speech
+from .speech import FRAME_RATE, Speech
 from .tags import without_tags
 from .tokenizer import Tokenizer
 from .utterance import Utterance
 from .voice import EncodeCache, Voice, VoiceStore, find_voice
 
 PIECES_AT_ONCE = 4  # of one long text, so that it leaves slots to others
+MOST_CARRIED = 30 * FRAME_RATE  # frames of a text's first piece that the others take as their voice
 
 
 class Engine:
@@ -150,18 +152,24 @@ class Engine:
 
     def encode_voice(
         self,
-        audio: str | os.PathLike | bytes | BinaryIO | tuple[np.ndarray, int],
+        audio: Reference | str | os.PathLike | bytes | BinaryIO | tuple[np.ndarray, int],
         transcript: str | None = None,
         *,
         name: str = "",
         consent: str = "",
         licence: str = "",
     ) -> Voice:
-        """A voice from a recording of 1 to 30 s: a path, a file's bytes, or (pcm, rate). Encoded once, then cached.
+        """A voice from a recording of 1 to 30 s: a path, a file's bytes, (pcm, rate), or a Reference read before.
 
-        transcript: what is said in it; speech comes closer with it. Raises AudioError.
+        transcript: what is said in it; speech comes closer with it. Encoded once, then cached by content. Warns of
+        what will cost likeness, as Reference.warnings tells. Raises AudioError.
         """
-        reference = read_reference(audio)
+        if isinstance(audio, Reference):
+            reference = audio
+        else:
+            reference = read_reference(audio)
+            for sentence in reference.warnings:
+                warnings.warn(sentence, stacklevel=2)
         codes = self._cache.get_or_encode(reference.pcm, self.codec.fingerprint, self.codec.encode)
         return Voice(
             codes=codes,
@@ -202,7 +210,9 @@ class Engine:
         """The voice of a text's first piece, for the others; a runaway is no example to follow."""
         if first is None or first.finish_reason in ("loop", "silence"):
             return None
-        return Voice(codes=first.codes, transcript=without_tags(pieces[0]), codec=self.codec.fingerprint)
+        whole = first.num_frames <= MOST_CARRIED
+        transcript = without_tags(pieces[0]) if whole else None  # which would tell more than is heard
+        return Voice(codes=first.codes[:MOST_CARRIED], transcript=transcript, codec=self.codec.fingerprint)
 
     def _sequence(
         self, piece: str, number: int, sampling: SamplingParams, guard: bool, voice: Voice | None

@@ -22,6 +22,7 @@ from .texts import read_text
 if TYPE_CHECKING:
     import numpy as np
 
+    from octavo.runtime.audio import Reference
     from octavo.runtime.engine import Engine
     from octavo.runtime.request import SpeechStream
     from octavo.runtime.speech import Chunk, Speech
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     from octavo.runtime.files import AtomicFile, write_atomic
 
     text = _check(args, read_text(args.text, args.file))
-    voice = _voice(args)
+    voice, reference = _voice(args), _reference(args)
     output = args.output or (None if args.play else _DEFAULT_OUTPUT)
     for path in filter(None, (args.codes, args.srt)):
         AtomicFile(path).abort()  # what cannot be written is known before the model is loaded
@@ -82,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         sound = stack.enter_context(AudioWriter(output)) if output else None  # removed on any error, and on Ctrl-C
         engine = stack.enter_context(load_engine(args))
+        if reference:
+            voice = engine.encode_voice(reference, transcript=args.ref_text)
         stream = stack.enter_context(_start(args, engine, text, voice))
         for chunk in _watched(stream):
             if sound:
@@ -121,19 +124,21 @@ def _check(args: argparse.Namespace, text: str | None) -> str:
 
 
 def _voice(args: argparse.Namespace) -> Voice | None:
-    """The stored voice of --voice. Raises VoiceError; with --ref-audio AudioError if that cannot be cloned."""
-    from octavo.runtime.audio import read_reference
     from octavo.runtime.voice import VoiceStore, find_voice
 
-    if args.ref_audio:
-        for warning in read_reference(args.ref_audio).warnings:
-            print(f"octavo: {warning}", file=sys.stderr)
     return find_voice(args.voice, VoiceStore()) if args.voice else None
 
 
+def _reference(args: argparse.Namespace) -> Reference | None:
+    from octavo.runtime.audio import read_reference
+
+    reference = read_reference(args.ref_audio) if args.ref_audio else None
+    for warning in reference.warnings if reference else ():
+        print(f"octavo: {warning}", file=sys.stderr)
+    return reference
+
+
 def _start(args: argparse.Namespace, engine: Engine, text: str, voice: Voice | None) -> SpeechStream:
-    if args.ref_audio:
-        voice = engine.encode_voice(args.ref_audio, transcript=args.ref_text)
     stream = engine.stream(
         text,
         voice,

@@ -68,24 +68,27 @@ def run(args: argparse.Namespace) -> int:
 
 def _add(args: argparse.Namespace) -> int:
     from octavo.runtime.audio import read_reference
+    from octavo.runtime.voice import VoiceStore
 
     from .texts import read_text
 
-    _require_free(args)
+    VoiceStore().path_for(args.name, args.replace)  # a bad or taken name is known before the work is done
     transcript = read_text(args.transcript, args.transcript_file)
-    for warning in read_reference(args.audio).warnings:
+    reference = read_reference(args.audio)
+    for warning in reference.warnings:
         print(f"octavo: {warning}", file=sys.stderr)
     consent = args.consent or _ask_for_consent()
     with load_engine(args) as engine:
-        voice = engine.encode_voice(args.audio, transcript, name=args.name, consent=consent, licence=args.licence)
+        voice = engine.encode_voice(reference, transcript, name=args.name, consent=consent, licence=args.licence)
     return _store(voice, args)
 
 
 def _make(args: argparse.Namespace) -> int:
     from octavo.runtime.errors import VoiceError
-    from octavo.runtime.voice import Voice
+    from octavo.runtime.tags import without_tags
+    from octavo.runtime.voice import Voice, VoiceStore
 
-    _require_free(args)
+    VoiceStore().path_for(args.name, args.replace)  # a bad or taken name is known before the work is done
     with load_engine(args) as engine:
         speech = engine.generate(args.text, seed=args.seed, split="none")
         if speech.finish_reason in ("loop", "silence"):
@@ -94,7 +97,7 @@ def _make(args: argparse.Namespace) -> int:
             print("octavo: the text was cut; a shorter one, or another seed, makes a better voice", file=sys.stderr)
         voice = Voice(
             codes=speech.codes,
-            transcript=speech.segments[0].text,
+            transcript=without_tags(speech.segments[0].text),
             name=args.name,
             consent="Made up by the model; nobody's recording.",
             licence=args.licence,
@@ -152,16 +155,6 @@ def voice_text(voice: Voice, as_json: bool = False) -> str:
     if as_json:
         return json.dumps(facts, indent=2, ensure_ascii=False)
     return "\n".join(f"{name:<14}{value}" for name, value in facts.items() if value not in (None, ""))
-
-
-def _require_free(args: argparse.Namespace) -> None:
-    """Raises VoiceError before the work is done, not after."""
-    from octavo.runtime.errors import VoiceError
-    from octavo.runtime.voice import VoiceStore, _check_name
-
-    taken = {name.casefold() for name in VoiceStore().list()}
-    if _check_name(args.name).casefold() in taken and not args.replace:
-        raise VoiceError(f"There is a voice {args.name} already. Choose another name, or pass --replace.")
 
 
 def _ask_for_consent() -> str:

@@ -285,3 +285,18 @@ def test_unknown_engine_options_and_devices_raise(tiny_dir):
                           ({"max_batch": 0}, "max_batch"), ({"max_context": 99999}, "max_context")]:  # fmt: skip
         with pytest.raises(RequestError, match=says):
             Engine.load(tiny_dir, **{"device": "cpu"} | options)
+
+
+def test_a_recording_becomes_a_voice_with_its_warnings(engine):
+    t = np.arange(3 * 8000) / 8000
+    hum = sum(np.sin(2 * np.pi * 120 * k * t) / k for k in range(1, 12)) * np.hanning(len(t)) * 0.2
+    with pytest.warns(UserWarning, match="8000 Hz"):
+        voice = engine.encode_voice((hum.astype(np.float32), 8000), transcript="Hm.", consent="Nobody's voice.")
+    assert voice.codes.shape == (75, 8) and voice.transcript == "Hm." and len(voice.source_sha256) == 64
+    assert engine.generate("In that voice.", voice, max_rows=20).usage.prompt_tokens > 75 + 7
+    assert engine.decode(voice.codes).shape == (75 * 960,)
+
+
+def test_a_first_piece_too_long_to_carry_is_carried_in_part(engine):
+    speech = engine.generate(LONG, seed=5, max_rows=900, guard=False, temperature=2.0, top_k=None)
+    assert speech.segments[0].end_frame > 750 and len(speech.segments) > 2

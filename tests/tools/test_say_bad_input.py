@@ -32,7 +32,7 @@ SHORT = ("--seed", 1, "--max-rows", 20)  # 13 frames: about half a second
         ([], ["Give the text"]),
         (["Hello.", "-f", "absent.txt"], ["one of the two"]),
         (["<|emotion:hapy|> Hello.", "--strict"], ["<|emotion:hapy|>"]),
-        (["Hello.", "-o", "out.xyz"], [".xyz"]),
+        (["Hello.", "-o", "out.xyz"], ["'xyz'", ".wav"]),
         (["Hello.", "-o", "out"], ["suffix"]),
         (["Hello.", "-o", "absent/out.wav"], ["absent/out.wav", "folder"]),
         (["Hello.", "-o", "."], []),
