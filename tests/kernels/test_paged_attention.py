@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from octavo.kernels.paged_attention import decode_attention, prefill_attention, write_rows
 
 TOL = {torch.float32: 2e-5, torch.bfloat16: 2e-2}

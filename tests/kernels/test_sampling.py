@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
+
 from octavo.kernels.delay_step import delay_step
 from octavo.kernels.philox import philox, uniform
 from octavo.kernels.sample_codes import sample_codes
 from octavo.runtime.delay import DelayState
-from scipy import stats
 
 V = 1026
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from octavo.kernels.embed_rows import embed_rows
 from octavo.kernels.rms_norm import rms_norm
 from octavo.kernels.rope import rope, rope_table
