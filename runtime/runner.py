@@ -57,6 +57,9 @@ class Runner:
         """Runs the prompts, all in one pass, beginning behind what their voices' pages hold already, and samples
         their first row. Returns what `decode_row` returns."""
         S, device = self.config.page_size, self.device
+        if copies := [sequence.copy for sequence in sequences if sequence.copy]:
+            source, target = (list(pages) for pages in zip(*copies, strict=True))
+            self.pages[:, target] = self.pages[:, source]
         embedded, positions, kv_slots, spans, ends = [], [], [], [], []
         for sequence in sequences:
             self._admit(sequence)

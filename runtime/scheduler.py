@@ -24,7 +24,8 @@ class Sequence:
 
     slot: int = field(default=-1, init=False)  # its row in the runner's state, while it runs
     pages: list[int] = field(default_factory=list, init=False)
-    reused_rows: int = field(default=0, init=False)  # rows at the front whose keys and values were there already
+    reused_rows: int = field(default=0, init=False)  # rows at the front whose keys and values need not be computed
+    copy: tuple[int, int] | None = field(default=None, init=False)  # page to copy for them before the prefill
     rows_done: int = field(default=0, init=False)  # generated rows
 
     @property
@@ -92,17 +93,16 @@ class Scheduler:
             reserved = self.pool.reserve(sequence.prompt_rows + sequence.max_rows, key)
             if reserved is None:
                 break
-            pages, reused = reserved
-            rows += sequence.prompt_rows - reused
+            rows += sequence.prompt_rows - reserved.reused_rows
             if prefill and rows > PREFILL_ROWS:
-                self.pool.release(pages)
+                self.pool.release(reserved.pages)
                 break
-            sequence.pages, sequence.reused_rows = pages, reused
+            sequence.pages, sequence.reused_rows, sequence.copy = reserved.pages, reserved.reused_rows, reserved.copy
             sequence.slot = self._free_slots.pop()
             self.waiting.popleft()
             self.running.append(sequence)
             prefill.append(sequence)
-            if key is not None and reused == 0 and sequence.prompt.prefix_length >= self.config.page_size:
+            if key is not None and reserved.reused_rows == 0:
                 new_voices.add(key)
         return Step(prefill, decode)
 

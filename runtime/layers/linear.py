@@ -1,8 +1,10 @@
-"""The one linear layer: y = x W^T. Weights stay in the dtype of the computation; quantized formats will join here."""
+"""The one linear layer: y = x W^T. Quantized formats will join here."""
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+from octavo.kernels.cpu_linear import arrange, cpu_linear
 
 from .parameter import empty
 
@@ -13,10 +15,12 @@ class Linear(nn.Module):
     def __init__(self, inputs: int, outputs: int, device: torch.device, dtype: torch.dtype):
         super().__init__()
         self.weight = empty(outputs, inputs, device=device, dtype=dtype)
+        self.on_cpu = device.type == "cpu"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight)
+        return cpu_linear(x, self.weight) if self.on_cpu else F.linear(x, self.weight)
 
-    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """residual + x W^T in one call. residual: [N, out]; x: [N, in]."""
-        return torch.addmm(residual, x, self.weight.t())
+    def arrange(self) -> None:
+        """Once the weight is final: puts it into the layout that this device multiplies fastest."""
+        if self.on_cpu:
+            self.weight = nn.Parameter(arrange(self.weight), requires_grad=False)

@@ -14,6 +14,7 @@ from ..checkpoint import Checkpoint
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..layers.attention import Rows
+from ..layers.linear import Linear
 from ..layers.parameter import empty, fill
 from .qwen3 import Qwen3
 
@@ -32,7 +33,7 @@ class HiggsV3(nn.Module):
         self.cfg, self.text_embedding = cfg, text_embedding
         self.body = Qwen3(cfg, device, dtype)
         self.audio_table = empty(cfg.num_codebooks * cfg.codebook_vocab, cfg.hidden_size, device=device, dtype=dtype)
-        self.audio_head = self.audio_table if cfg.tied_audio else torch.empty_like(self.audio_table)
+        self.audio_head = Linear(cfg.hidden_size, self.audio_table.shape[0], device, dtype)
 
     @property
     def device(self) -> torch.device:
@@ -56,7 +57,7 @@ class HiggsV3(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden: [B, hidden] -> [B, 8, 1026] fp32: computed in the model's dtype, as it was trained, then cast."""
-        return F.linear(hidden, self.audio_head).float().view(-1, self.cfg.num_codebooks, self.cfg.codebook_vocab)
+        return self.audio_head(hidden).float().view(-1, self.cfg.num_codebooks, self.cfg.codebook_vocab)
 
     @classmethod
     def load(
@@ -76,8 +77,11 @@ class HiggsV3(nn.Module):
         model = cls(cfg, weights.take(TEXT_EMBEDDING, cfg.vocab_size, cfg.hidden_size), device, dtype)
         table_shape = model.audio_table.shape
         fill(model.audio_table, weights.take(AUDIO_TABLE, *table_shape))
-        if not cfg.tied_audio:
-            fill(model.audio_head, weights.take(AUDIO_HEAD, *table_shape))
+        if cfg.tied_audio:
+            model.audio_head.weight = model.audio_table  # one tensor, unless the device wants products laid out apart
+        else:
+            fill(model.audio_head.weight, weights.take(AUDIO_HEAD, *table_shape))
+        model.audio_head.arrange()
         fill(model.body.norm, weights.take("body.norm.weight", cfg.hidden_size))
         for number, layer in enumerate(model.body.layers):
             layer.load(checkpoint.weights(f"body.layers.{number}."))

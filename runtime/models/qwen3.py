@@ -39,11 +39,11 @@ class Qwen3Layer(nn.Module):
         qk = qkv[:, : H + K]
         rope(rms_norm(qk, self.qk_norm, self.eps), rows.cos, rows.sin, out=qk)
         write_rows(pages, rows.slots, qkv[:, H:])
-        x = self.o_proj.add_to(x, rows.attend(qkv[:, :H], pages).reshape(N, -1))
-        return self.down_proj.add_to(x, swiglu(self.gate_up_proj(rms_norm(x, self.mlp_norm, self.eps))))
+        x = x + self.o_proj(rows.attend(qkv[:, :H], pages).reshape(N, -1))
+        return x + self.down_proj(swiglu(self.gate_up_proj(rms_norm(x, self.mlp_norm, self.eps))))
 
     def load(self, weights: Weights) -> None:
-        """Copies the checkpoint's tensors into the fused parameters."""
+        """Copies the checkpoint's tensors into the fused parameters, and arranges these."""
         c, hidden, ffn = self.cfg, self.cfg.hidden_size, self.cfg.intermediate_size
         q, k, v = (weights.take(f"self_attn.{n}_proj.weight", s, hidden)
                    for n, s in (("q", c.q_size), ("k", c.kv_size), ("v", c.kv_size)))  # fmt: skip
@@ -56,6 +56,8 @@ class Qwen3Layer(nn.Module):
         fill(self.qk_norm, q_norm.expand(c.num_heads, -1), k_norm.expand(c.num_kv_heads, -1))
         fill(self.input_norm, weights.take("input_layernorm.weight", hidden))
         fill(self.mlp_norm, weights.take("post_attention_layernorm.weight", hidden))
+        for linear in (self.qkv_proj, self.o_proj, self.gate_up_proj, self.down_proj):
+            linear.arrange()
 
 
 class Qwen3(nn.Module):

@@ -68,9 +68,10 @@ def test_shards_index_and_tied_copies_in_any_combination(tmp_path, shards, index
 
 def test_an_untied_audio_head_is_used(tmp_path, folder):
     model = load(make_checkpoint(tmp_path / "untied", size="tiny", seed=5, untied_audio=True))
-    assert not torch.equal(model.audio_head, model.audio_table)
     hidden = torch.randn(2, model.cfg.hidden_size)
-    assert torch.equal(model.logits(hidden).view(2, -1), hidden @ model.audio_head.T)
+    head = load_file(tmp_path / "untied" / "model.safetensors")["tied.head.modality_heads.0.weight"].float()
+    torch.testing.assert_close(model.logits(hidden).view(2, -1), hidden @ head.T, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(head, model.audio_table)
     edit_config(folder, lambda config: config["audio_encoder_config"].update(tie_word_embeddings=False))
     edit_tensors(folder, lambda tensors: tensors.pop("tied.head.modality_heads.0.weight"))
     (folder / "model.safetensors.index.json").unlink()
@@ -235,10 +236,11 @@ def test_any_bytes_are_read_exactly_or_refused_with_a_sentence(tmp_path, content
 
 MEASURE = """
 import resource, sys, torch
+from octavo.kernels.cpu_linear import arrange
 from octavo.runtime.checkpoint import Checkpoint
 from octavo.runtime.models import load_model
 def peak(): return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024
-torch.zeros(1)
+arrange(torch.zeros(64, 64, dtype=torch.bfloat16))  # torch's and oneDNN's own code
 before = peak()
 model = load_model(Checkpoint.open(sys.argv[1]), torch.device("cpu"), getattr(torch, sys.argv[2]), lambda d, t: None)
 print(peak() - before, sum(p.numel() * p.element_size() for p in model.parameters()))
@@ -249,7 +251,7 @@ print(peak() - before, sum(p.numel() * p.element_size() for p in model.parameter
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_loading_never_holds_the_weights_twice(tmp_path, dtype):
     """Peak host memory: the weights and 10 % (here of 24 layers; one layer's file pages may be resident)."""
-    folder = make_checkpoint(tmp_path / "m", size="tiny", layers=24, hidden=512, ffn=2048, seed=1)
+    folder = make_checkpoint(tmp_path / "m", size="tiny", layers=24, hidden=768, ffn=3072, seed=1)
     out = subprocess.run([sys.executable, "-c", MEASURE, folder, dtype], capture_output=True, text=True, check=True)
     used, weights = map(int, out.stdout.split())
-    assert weights > 150e6 and used < 1.1 * weights, (used, weights)
+    assert weights > 350e6 and used < 1.1 * weights, (used, weights)

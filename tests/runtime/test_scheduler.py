@@ -59,7 +59,7 @@ def test_any_load_is_served_in_order_and_leaves_nothing_behind(load, max_batch, 
             arrived.remove(cancelled)
     assert order == arrived
     pool = scheduler.pool
-    assert pool.free_pages + sum(map(len, pool._prefixes.values())) == pool.num_pages
+    assert pool.free_pages + pool.kept_pages == pool.num_pages
     assert sorted(scheduler._free_slots) == list(range(max_batch))
 
 
@@ -69,7 +69,10 @@ def check(scheduler: Scheduler, page_size: int) -> None:
     owners: dict[int, Sequence] = {}
     for item in running:
         assert len(item.pages) * page_size >= item.prompt_rows + item.max_rows
-        assert item.reused_rows <= item.prompt.prefix_length and item.reused_rows % page_size == 0
+        assert item.reused_rows in (0, item.prompt.prefix_length)
+        if item.copy:  # the page that the prefix fills in part, into the sequence's own
+            assert item.reused_rows % page_size and item.copy[1] == item.pages[item.reused_rows // page_size]
+            assert item.copy[0] not in item.pages
         assert 0 not in item.pages and len(set(item.pages)) == len(item.pages)
         for place, page in enumerate(item.pages):
             shared = owners.setdefault(page, item)
@@ -87,16 +90,17 @@ def test_two_new_requests_with_one_voice_share_from_the_second_step_on():
     assert step.prefill == [first]
     scheduler.prefilled(step.prefill)
     assert scheduler.schedule().prefill == [second, other]
-    assert second.reused_rows == 32 and second.pages[:2] == first.pages[:2]
+    assert second.reused_rows == 40 and second.pages[:2] == first.pages[:2]
+    assert second.copy == (first.pages[2], second.pages[2]) and other.copy is None
 
 
 def test_a_prefix_is_dropped_only_when_pages_run_short_and_nobody_uses_it():
     pool = PagePool(6, 4)
-    used, _ = pool.reserve(12, b"used")
-    pool.keep_prefix(b"used", used, 8)
-    idle, _ = pool.reserve(8, b"idle")
-    pool.keep_prefix(b"idle", idle, 8)
-    pool.release(idle)
+    used = pool.reserve(12, b"used")
+    pool.keep_prefix(b"used", used.pages, 8)
+    idle = pool.reserve(8, b"idle")
+    pool.keep_prefix(b"idle", idle.pages, 6)
+    pool.release(idle.pages)
     assert pool.free_pages == 1 and pool.has_prefix(b"idle")
     assert pool.reserve(8) is not None and not pool.has_prefix(b"idle")
     assert pool.reserve(16) is None and pool.has_prefix(b"used")
