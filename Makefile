@@ -6,7 +6,7 @@ BIN := .venv/bin
 PACKAGES := runtime kernels quant bench tools
 MODEL := checkpoints/tiny
 
-.PHONY: hello test check format clean
+.PHONY: hello test check format tables clean
 
 hello: $(MODEL)
 	$(BIN)/octavo say "Hello. This is octavo, finding its voice." --model $(MODEL) --seed 1 --output hello.wav
@@ -24,6 +24,10 @@ check: .venv/.test build/view
 format: .venv/.test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The README's table from the figures in bench/results.
+tables: .venv/.test
+	$(BIN)/python -m octavo.bench.tables
 
 clean:
 	rm -rf .venv build checkpoints hello.wav *.egg-info
