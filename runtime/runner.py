@@ -6,9 +6,6 @@ them; nothing about a request is a constant of the computation.
 
 from __future__ import annotations
 
-import math
-import mmap
-
 import numpy as np
 import torch
 
@@ -19,6 +16,7 @@ from octavo.kernels.sample_codes import sample_codes
 
 from .config import EngineConfig
 from .layers.attention import Rows
+from .layers.parameter import lazy_zeros
 from .models import Model
 from .prompt import PLACEHOLDER
 from .scheduler import Sequence
@@ -48,7 +46,8 @@ class Runner:
         cfg = model.cfg
         self.model, self.config, self.device = model, config, model.device
         pages = (cfg.num_layers, config.num_pages + 1, config.page_size, 2, cfg.num_kv_heads, cfg.head_dim)
-        self.pages = zero_pages(pages, model.dtype, self.device)
+        # Zeros: what lies in a page beyond a sequence's end is masked out, but 0 * NaN would not be.
+        self.pages = lazy_zeros(pages, model.dtype, self.device)
         self.rope = rope_table(config.max_context, cfg.head_dim, cfg.rope_theta, self.device, model.dtype)
         self.slots = Slots(config.max_batch, config, cfg.num_codebooks, self.device)
 
@@ -143,14 +142,3 @@ class Runner:
             reference = torch.as_tensor(prompt.reference_rows[skipped:], device=self.device)
             x[audio.to(self.device)] = self.model.embed_audio(reference)
         return x
-
-
-def zero_pages(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros: what lies in a page beyond a sequence's end is masked out, but 0 * NaN would not be.
-
-    On the CPU an anonymous map, which takes memory only where it was written: torch.zeros would take all of it at once.
-    """
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    values = math.prod(shape)
-    return torch.frombuffer(mmap.mmap(-1, values * dtype.itemsize), dtype=dtype, count=values).view(shape)

@@ -24,6 +24,16 @@ def test_rms_norm(dtype, strided, device):
 
 
 @pytest.mark.parametrize("dtype", TOL, ids=str)
+def test_rms_norm_of_heads_with_a_weight_each_and_of_tiny_values(dtype, device):
+    """Where the mean is not far above eps, eps counts."""
+    x = (torch.randn(5, 3, 64, device=device) * torch.tensor([1e-3, 1.0, 0.0], device=device)[:, None]).to(dtype)
+    weight = torch.randn(3, 64, device=device).to(dtype)
+    exact = x.double()
+    want = exact / (exact.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()
+    torch.testing.assert_close(rms_norm(x, weight, 1e-6).double(), want, atol=TOL[dtype], rtol=TOL[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOL, ids=str)
 def test_rope_turns_each_pair_by_its_angle(dtype, device):
     """Pair d is (x[d], x[d + D/2]), turned by position * theta^(-2d/D): as complex numbers, independently."""
     D, theta, position = 64, 1e6, 37
