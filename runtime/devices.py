@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from .checkpoint import Checkpoint
 from .errors import RequestError
+from .memory import physical_memory
 
 DTYPES = {
     "fp32": torch.float32,
@@ -44,8 +43,3 @@ def pick_dtype(name: str, device: torch.device, checkpoint: Checkpoint) -> torch
         return torch.bfloat16
     values = sum(info.nbytes // info.dtype.itemsize for info in checkpoint.info.values())
     return torch.float32 if 4 * values <= physical_memory() / 2 else torch.bfloat16
-
-
-def physical_memory() -> int:
-    """Bytes of memory in this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -16,7 +16,7 @@ from octavo.kernels.sample_codes import sample_codes
 
 from .config import EngineConfig
 from .layers.attention import Rows
-from .layers.parameter import lazy_zeros
+from .memory import lazy_zeros
 from .models import Model
 from .prompt import PLACEHOLDER
 from .scheduler import Sequence
