@@ -40,6 +40,6 @@ def sample_codes(
             kept = (before < top_p[:, None, None]) & (p > 0)
             least = largest.masked_fill(~kept, torch.inf).amin(-1, keepdim=True)
         scaled = scaled.masked_fill(scaled < least, -torch.inf)
-    cumulative = scaled.softmax(-1).cumsum(-1)
+    cumulative = scaled.softmax(-1).cumsum(-1, dtype=torch.float64)  # in fp32 a parallel scan would not be monotone
     codes = (cumulative <= u[..., None] * cumulative[..., -1:]).sum(-1)
     return torch.where(greedy[:, None], logits.argmax(-1), codes)

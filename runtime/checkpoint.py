@@ -120,13 +120,20 @@ class Weights:
         return tuple(self._source.info[self.prefix + name].shape if isinstance(self._source, Checkpoint)
                      else self._source[self.prefix + name].shape)  # fmt: skip
 
-    def take(self, name: str, *shape: int) -> torch.Tensor:
-        """The tensor as stored (its dtype, mapped, on the CPU; do not write to it), which must have `shape`."""
+    def check(self, name: str, *shape: int) -> None:
+        """Raises CheckpointError unless `name` is there, has `shape` and holds floating-point numbers."""
         if self.shape(name) != shape:
             raise CheckpointError(
                 f"{self.prefix + name} has shape {list(self.shape(name))}, the configuration asks for {list(shape)}. "
                 "The checkpoint and its config.json do not belong together."
             )
+        info = self._source.info if isinstance(self._source, Checkpoint) else self._source
+        if not info[self.prefix + name].dtype.is_floating_point:
+            raise CheckpointError(f"{self.prefix + name} does not hold floating-point numbers. Download it again.")
+
+    def take(self, name: str, *shape: int) -> torch.Tensor:
+        """The tensor as stored (its dtype, mapped, on the CPU; do not write to it), once `check` finds it right."""
+        self.check(name, *shape)
         self.taken.add(name)
         return self._source[self.prefix + name]
 

@@ -30,7 +30,6 @@ class ModelConfig:
     rms_norm_eps: float = 1e-6
     rope_theta: float = DEFAULT_ROPE_THETA
     max_context: int = MAX_CONTEXT
-    tied_text: bool = True
     tied_audio: bool = True
 
     @classmethod
@@ -72,7 +71,6 @@ class ModelConfig:
             rms_norm_eps=_number(text.get("rms_norm_eps"), 1e-6, "rms_norm_eps"),
             rope_theta=_number(rope.get("rope_theta") or text.get("rope_theta"), DEFAULT_ROPE_THETA, "rope_theta"),
             max_context=min(_whole(text, "max_position_embeddings", MAX_CONTEXT), MAX_CONTEXT),
-            tied_text=bool(text.get("tie_word_embeddings", True)),
             tied_audio=bool(audio.get("tie_word_embeddings", True)),
         )
         if cfg.num_heads % cfg.num_kv_heads or cfg.head_dim % 2:
@@ -110,7 +108,7 @@ class EngineConfig:
     """How much an engine may hold at once."""
 
     max_batch: int = 8  # requests decoded together
-    max_context: int = 4096  # rows of prompt and speech per request
+    max_context: int = MAX_CONTEXT  # rows of prompt and speech per request, if the model takes so many
     kv_rows: int = 8192  # rows of all requests and cached voices together
     page_size: int = 16  # rows per page of the KV cache
 
@@ -160,7 +158,8 @@ class SamplingParams:
 
 
 def _is_number(value: object, kind: type | tuple[type, ...] = (int, float)) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)  # type: ignore[arg-type]
+    # math.isfinite is asked for floats alone: a whole number may be too large for it
+    return isinstance(value, kind) and not isinstance(value, bool) and (type(value) is int or math.isfinite(value))  # type: ignore[arg-type]
 
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

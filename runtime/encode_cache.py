@@ -11,6 +11,8 @@ import numpy as np
 from .errors import RequestError
 from .files import user_folder, write_atomic
 
+ENCODER = b"1"  # counts up when the encoder comes to give other codes for the same sound
+
 
 class EncodeCache:
     """A folder of small files, one per recording: the digest of what follows, then the codes, int16 [T, 8].
@@ -31,7 +33,7 @@ class EncodeCache:
         `encode(pcm)` is called if they are not known yet. Within a process one call runs at a time: an encoder uses the
         whole machine, and a second caller with the same recording had better wait for the first.
         """
-        key = hashlib.sha256(fingerprint.encode() + b"\0" + pcm.astype("<f4").tobytes()).digest()
+        key = hashlib.sha256(ENCODER + fingerprint.encode() + b"\0" + pcm.astype("<f4").tobytes()).digest()
         path = self.folder / key.hex()
         data = _read(path, key)
         if data is None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import secrets
-import threading
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -19,10 +19,12 @@ from .audio import Reference, read_reference
 from .checkpoint import Checkpoint
 from .codec import Codec
 from .config import EngineConfig, SamplingParams
+from .delay import CODEBOOKS
 from .devices import pick_device, pick_dtype
-from .errors import CapacityError, CheckpointError, OctavoError, RequestError
+from .errors import CapacityError, CheckpointError, RequestError
 from .guard import Guard
 from .hub import resolve
+from .mailbox import Mailbox
 from .models import CODEC_PREFIX, Model, load_model
 from .request import Plan, Request, SpeechStream, cancelled
 from .runner import Runner
@@ -38,7 +40,7 @@ MOST_CARRIED = 30 * FRAME_RATE  # frames of a text's first piece that the others
 
 
 class Engine:
-    """A loaded checkpoint that speaks. Several may live in one process; all methods may be called from any thread.
+    """A loaded checkpoint that speaks. Several may live in one process; its methods may be called from any thread.
 
         with Engine.load("higgs-tts-3-4b") as engine:
             engine.generate("Hello there.").save("hello.wav")
@@ -53,10 +55,9 @@ class Engine:
         self._stream = codec.stream(config.max_batch)
         self._requests: list[Request] = []
         self._speaking: dict[int, Utterance] = {}  # by slot: of the model and of the codec stream alike
-        self._actions: list[Callable[[], None]] = []  # for the worker, from other threads
-        self._wake = threading.Condition()
-        self._closed = False
-        self._worker: threading.Thread | None = None
+        this = weakref.ref(self)
+        self._mailbox = mailbox = Mailbox(lambda: _work(this, mailbox))
+        weakref.finalize(self, mailbox.close)  # also when the interpreter ends: a worker must not be cut off in torch
 
     @classmethod
     def load(
@@ -82,8 +83,8 @@ class Engine:
         target = pick_device(device)
         number_type = pick_dtype(dtype, target, checkpoint)
         tokenizer = Tokenizer.load(checkpoint.folder)
-        codec = Codec.load(checkpoint.weights(CODEC_PREFIX), target)
         try:
+            codec = Codec.load(checkpoint.weights(CODEC_PREFIX), target)
             model = load_model(checkpoint, target, number_type, progress)
             checkpoint.release()
             if codec.config.codebooks != model.cfg.num_codebooks:
@@ -91,11 +92,17 @@ class Engine:
                     f"The codec has {codec.config.codebooks} codebooks, the language model {model.cfg.num_codebooks}: "
                     "the checkpoint is damaged. Download it again."
                 )
+            if tokenizer.vocab_size > model.cfg.vocab_size:
+                raise CheckpointError(
+                    f"tokenizer.json has {tokenizer.vocab_size} tokens and the text embedding {model.cfg.vocab_size} "
+                    "rows: they do not belong together. Download the checkpoint again."
+                )
+            config = dataclasses.replace(config, max_context=min(config.max_context, model.cfg.max_context))
             return cls(model, tokenizer, codec, config)
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, MemoryError) as error:
             raise CapacityError(
-                f"The model does not fit into the memory of {target}: {checkpoint.nbytes / 1e9:.1f} GB on disk. "
-                "Close other programs, lower kv_rows, or use another device."
+                f"The model and its KV cache do not fit into the memory of {target} (on disk it has "
+                f"{checkpoint.nbytes / 1e9:.1f} GB). Close other programs, lower kv_rows, or use another device."
             ) from error
 
     def stream(
@@ -121,6 +128,8 @@ class Engine:
 
         Raises RequestError (text, sampling values, voice) and CapacityError before anything is queued.
         """
+        if not isinstance(content, str):
+            raise RequestError(f"The text is a {type(content).__name__}; give a string.")
         if split not in ("auto", "none"):
             raise RequestError(f"split is {split!r}; it must be 'auto' or 'none'.")
         seed = secrets.randbits(32) if seed is None else seed
@@ -129,26 +138,29 @@ class Engine:
         pieces = [piece.text for piece in text.split(cleaned.text)] if split == "auto" else [cleaned.text]
         speaker = self._find_voice(voice)
 
-        def start(number: int) -> Utterance:
-            carried = request.utterances[0] if number and speaker is None else None
-            sequence = self._sequence(
-                pieces[number], number, sampling, guard, speaker or self._carried(carried, pieces)
-            )
+        def start(number: int, first: Utterance | None) -> Utterance:
+            carried = self._carried(first, pieces[0]) if first and speaker is None else None
+            sequence = self._sequence(pieces[number], number, sampling, guard, speaker or carried)
+            watch = Guard(text.silence_allowance(pieces[number])) if guard else None
+            utterance = Utterance(sequence, self._stream.lookahead, watch)
             self._scheduler.add(sequence)
-            return Utterance(
-                sequence, self._stream.lookahead, Guard(text.silence_allowance(pieces[number])) if guard else None
-            )
+            return utterance
 
+        checked = speaker
         for number, piece in enumerate(pieces):
-            self._scheduler.check(self._sequence(piece, number, sampling, guard, speaker))
+            sequence = self._sequence(piece, number, sampling, guard, checked)
+            self._scheduler.check(sequence)
+            if number == 0 and speaker is None:
+                checked = self._most_carried(sequence, piece)  # with it the others must fit
         ahead = min(PIECES_AT_ONCE, self.config.max_batch)
         request = Request(Plan(tuple(pieces), seed, cleaned.warnings), start, ahead, carry=speaker is None)
-        self._post(lambda: self._requests.append(request))
+        self._mailbox.post(lambda: self._requests.append(request))
         return SpeechStream(request, self._cancel)
 
     def generate(self, content: str, voice: Voice | str | Path | None = None, **options) -> Speech:
         """The whole speech at once: `stream` collected, with the same arguments."""
-        return self.stream(content, voice, **options).result()
+        with self.stream(content, voice, **options) as stream:
+            return stream.result()
 
     def encode_voice(
         self,
@@ -187,11 +199,7 @@ class Engine:
 
     def close(self) -> None:
         """Cancels what runs and ends the worker. The engine cannot be used afterwards; closing twice is harmless."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
-        if self._worker and self._worker is not threading.current_thread():
-            self._worker.join()
+        self._mailbox.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -206,13 +214,22 @@ class Engine:
             voice.require_codec(self.codec.fingerprint)
         return voice
 
-    def _carried(self, first: Utterance | None, pieces: list[str]) -> Voice | None:
+    def _carried(self, first: Utterance, said: str) -> Voice | None:
         """The voice of a text's first piece, for the others; a runaway is no example to follow."""
-        if first is None or first.finish_reason in ("loop", "silence"):
+        if first.finish_reason in ("loop", "silence"):
             return None
         whole = first.num_frames <= MOST_CARRIED
-        transcript = without_tags(pieces[0]) if whole else None  # which would tell more than is heard
+        transcript = without_tags(said) if whole else None  # which would tell more than is heard
         return Voice(codes=first.codes[:MOST_CARRIED], transcript=transcript, codec=self.codec.fingerprint)
+
+    def _most_carried(self, first: Sequence, said: str) -> Voice:
+        """As long a voice as `_carried` may return."""
+        frames = min(MOST_CARRIED, first.max_rows - CODEBOOKS + 1)
+        codes = np.zeros((frames, CODEBOOKS), np.int16)
+        return Voice(codes=codes, transcript=without_tags(said), codec=self.codec.fingerprint)
+
+    def _cancel(self, request: Request) -> None:
+        self._mailbox.try_post(lambda: self._end(request, cancelled()))
 
     def _sequence(
         self, piece: str, number: int, sampling: SamplingParams, guard: bool, voice: Voice | None
@@ -223,44 +240,23 @@ class Engine:
             return Sequence(prompt.build(self.tokenizer, piece), own)
         return Sequence(prompt.build(self.tokenizer, piece, voice.codes, voice.transcript), own, voice.key)
 
-    # From here on: the worker thread, and how others reach it.
+    # From here on: the worker thread.
 
-    def _post(self, action: Callable[[], None]) -> None:
-        with self._wake:
-            if self._closed:
-                raise OctavoError("The engine is closed. Load it again.")
-            self._actions.append(action)
-            if self._worker is None:
-                self._worker = threading.Thread(target=self._work, name="octavo-engine", daemon=True)
-                self._worker.start()
-            self._wake.notify()
-
-    def _cancel(self, request: Request) -> None:
-        with self._wake:
-            if not self._closed:
-                self._actions.append(lambda: self._end(request, cancelled()))
-                self._wake.notify()
-
-    def _work(self) -> None:
-        while True:
-            with self._wake:
-                while not (self._actions or self._requests or self._closed):
-                    self._wake.wait()
-                actions, self._actions = self._actions, []
-                closed = self._closed
+    def _turn(self, actions: list[Callable[[], None]], closed: bool) -> bool:
+        """What was posted, then one step; whether there is more to do. Nothing may end the worker but the end."""
+        try:
             for action in actions:
                 action()
             if closed:
-                for request in list(self._requests):
-                    self._end(request, cancelled())
-                return
-            try:
-                self.step()
-            except Exception as error:  # a bug or the device's memory: nobody may wait for ever
-                for request in list(self._requests):
-                    self._end(request, error)
+                raise cancelled()
+            if self._requests:
+                self._step()
+        except Exception as error:  # a bug, the device's memory, the end: nobody may wait for ever
+            for request in list(self._requests):
+                self._end(request, error)
+        return bool(self._requests)
 
-    def step(self) -> None:
+    def _step(self) -> None:
         """One row for everybody: admit and prefill, decode, turn finished frames to sound, hand it out."""
         for request in list(self._requests):
             self._advance(request)
@@ -276,7 +272,7 @@ class Engine:
     def _advance(self, request: Request) -> None:
         try:
             request.advance()
-        except OctavoError as error:  # a later piece does not fit: only its own request ends
+        except Exception as error:  # whatever is wrong with this request, the others go on
             self._end(request, error)
         if request.finished:
             self._requests.remove(request)
@@ -321,3 +317,17 @@ class Engine:
             self._speaking.pop(utterance.sequence.slot, None)
             self._scheduler.finish(utterance.sequence)
         request.out.put(error)
+
+
+def _work(reference: weakref.ref[Engine], mailbox: Mailbox) -> None:
+    """The worker. While it waits it holds no engine: one that is dropped without `close` gives its memory back."""
+    busy = False
+    while True:
+        actions, closed = mailbox.take(wait=not busy)
+        engine = reference()
+        if engine is None:
+            return
+        busy = engine._turn(actions, closed)
+        del engine, actions
+        if closed:
+            return

@@ -49,7 +49,13 @@ class PagePool:
 
         Prefixes nobody uses are dropped, the least recently used first, when free pages run short.
         """
-        kept = self._prefixes.get(prefix, Reservation([])) if prefix else Reservation([])
+        kept = self._prefixes.get(prefix) if prefix else None
+        if prefix and kept:
+            self._prefixes.move_to_end(prefix)
+        # A copy takes a page more than a prompt without it, and then the prefix itself may be what stands in the way.
+        return (self._reserve(rows, kept) if kept else None) or self._reserve(rows, Reservation([]))
+
+    def _reserve(self, rows: int, kept: Reservation) -> Reservation | None:
         whole = kept.reused_rows // self.page_size
         shared = kept.pages[:whole]
         self._hold(kept.pages)  # before anything is dropped
@@ -59,8 +65,6 @@ class PagePool:
         self.release(kept.pages)
         if needed > len(self._free):
             return None
-        if prefix and kept.pages:
-            self._prefixes.move_to_end(prefix)
         fresh = [self._free.pop() for _ in range(needed)]
         self._hold(shared + fresh)
         copy = (kept.pages[whole], fresh[0]) if len(kept.pages) > whole else None

@@ -21,4 +21,8 @@ def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device)
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     values = math.prod(shape)
-    return torch.frombuffer(mmap.mmap(-1, values * dtype.itemsize), dtype=dtype, count=values).view(shape)
+    try:
+        private = mmap.mmap(-1, values * dtype.itemsize, access=mmap.ACCESS_COPY)  # a fork's writes stay its own
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"{values * dtype.itemsize / 1e9:.1f} GB of memory are not to be had") from error
+    return torch.frombuffer(private, dtype=dtype, count=values).view(shape)

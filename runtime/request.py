@@ -33,8 +33,9 @@ class Request:
     first one's; it is made while the earlier ones are heard.
     """
 
-    def __init__(self, plan: Plan, start: Callable[[int], Utterance], ahead: int, carry: bool):
-        """start(i) brings piece i on its way; `ahead`: how many at once; `carry`: the others need the first's codes."""
+    def __init__(self, plan: Plan, start: Callable[[int, Utterance | None], Utterance], ahead: int, carry: bool):
+        """start(i, the first piece if i > 0) brings piece i on its way; `ahead`: how many at once; `carry`: the others
+        take the first piece's voice, so they wait for it."""
         self.plan, self.out = plan, queue.SimpleQueue[Chunk | Speech | Exception]()
         self.utterances: list[Utterance] = []
         self._start, self._ahead, self._carry = start, ahead, carry
@@ -53,7 +54,8 @@ class Request:
         """Starts pieces, gives out what can be heard; called after every step."""
         running = sum(not utterance.flushed for utterance in self.utterances)
         while len(self.utterances) < len(self.plan.texts) and running < self._ahead and not self._must_wait():
-            self.utterances.append(self._start(len(self.utterances)))
+            first = self.utterances[0] if self.utterances else None
+            self.utterances.append(self._start(len(self.utterances), first))
             running += 1
         while not self.finished and self._heard < len(self.utterances) and self._give(self.utterances[self._heard]):
             self._heard, self._taken = self._heard + 1, 0
@@ -138,6 +140,7 @@ class SpeechStream(Iterator[Chunk]):
             if isinstance(item, Chunk):
                 return item
             self._end = item
+            self._request.out.put(item)  # for whoever else waits at this stream
         if isinstance(self._end, Exception):
             raise self._end
         raise StopIteration

@@ -15,6 +15,7 @@ from octavo.kernels.rope import rope_table
 from octavo.kernels.sample_codes import sample_codes
 
 from .config import EngineConfig
+from .kv_cache import DUMMY_PAGE
 from .layers.attention import Rows
 from .memory import lazy_zeros
 from .models import Model
@@ -46,7 +47,7 @@ class Runner:
         cfg = model.cfg
         self.model, self.config, self.device = model, config, model.device
         pages = (cfg.num_layers, config.num_pages + 1, config.page_size, 2, cfg.num_kv_heads, cfg.head_dim)
-        # Zeros: what lies in a page beyond a sequence's end is masked out, but 0 * NaN would not be.
+        # Zeros, not whatever was there: rows beyond a sequence's end are masked out, but 0 * NaN would be NaN.
         self.pages = lazy_zeros(pages, model.dtype, self.device)
         self.rope = rope_table(config.max_context, cfg.head_dim, cfg.rope_theta, self.device, model.dtype)
         self.slots = Slots(config.max_batch, config, cfg.num_codebooks, self.device)
@@ -120,7 +121,7 @@ class Runner:
     def _admit(self, sequence: Sequence) -> None:
         """Writes a new owner's state into its slot; nothing of the previous owner stays."""
         slots, n, sampling, cfg = self.slots, sequence.slot, sequence.sampling, self.model.cfg
-        slots.table[n] = 0
+        slots.table[n] = DUMMY_PAGE
         slots.table[n, : len(sequence.pages)] = torch.tensor(sequence.pages)
         slots.length[n] = sequence.prompt_rows
         slots.row[n], slots.delay[n], slots.left[n] = 0, 0, -1

@@ -65,8 +65,8 @@ class Scheduler:
         if rows > limit:
             raise CapacityError(
                 f"The prompt has {sequence.prompt_rows} rows and up to {sequence.max_rows} rows of speech may follow, "
-                f"but the engine holds {limit} per request. Shorten the text or the reference, lower max_rows, "
-                "or load the engine with a larger max_context."
+                f"but the engine holds {limit} per request (max_context). Let a long text be split, shorten it or the "
+                "reference, or lower max_rows."
             )
         if self.pool.pages_for(rows) > self.pool.num_pages:
             raise CapacityError(

@@ -78,8 +78,8 @@ class Voice:
             raise VoiceError(
                 f"The source of a voice is a SHA-256 of 64 hexadecimal digits, not {self.source_sha256!r}."
             )
-        if self.seed is not None and not (isinstance(self.seed, int) and 0 <= self.seed < 1 << 64):
-            raise VoiceError(f"The seed of a voice is a whole number from 0 to 2^64 - 1, not {self.seed!r}.")
+        if self.seed is not None and not (isinstance(self.seed, int) and 0 <= self.seed < 1 << 63):
+            raise VoiceError(f"The seed of a voice is a whole number from 0 to 2^63 - 1, not {self.seed!r}.")
         object.__setattr__(self, "codes", codes)
         if self.transcript is not None and not self.transcript.strip():
             object.__setattr__(self, "transcript", None)
@@ -205,6 +205,9 @@ class VoiceStore:
         """The voice of that name; if there is none, the VoiceError tells similar names."""
         return self._load(self._existing(name))
 
+    def has(self, name: str) -> bool:
+        return self._find(name) is not None
+
     def remove(self, name: str) -> None:
         """Delete the voice of that name; VoiceError if there is none."""
         path = self._existing(name)
@@ -238,10 +241,10 @@ class VoiceStore:
 
 def find_voice(name_or_path: str | os.PathLike, store: VoiceStore | None = None) -> Voice:
     """The voice in a file, if there is such a file or what is given looks like one; else the stored voice so named."""
-    path = Path(name_or_path)
-    if os.path.isfile(path) or path.suffix or len(path.parts) > 1:
+    path, store = Path(name_or_path), store or VoiceStore()
+    if path.suffix or len(path.parts) > 1 or (os.path.isfile(path) and not store.has(str(name_or_path))):
         return Voice.load(path)
-    return (store or VoiceStore()).get(str(name_or_path))
+    return store.get(str(name_or_path))
 
 
 def _folded(name: str) -> str:

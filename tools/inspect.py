@@ -21,7 +21,6 @@ _PARTS = {  # first match counts
     "audio table": AUDIO_TABLE,
     "codec": CODEC,
     "tied copies": "tied.head.",
-    "unknown": "",
 }
 
 
@@ -54,11 +53,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(checkpoint: Checkpoint) -> dict:
-    """Facts about a checkpoint from its config and headers: counts in values, sizes in bytes."""
+    """Facts about a checkpoint from its config and headers: counts in values, sizes in bytes.
+
+    Raises CheckpointError for whatever loading would refuse, as far as headers tell.
+    """
     from octavo.runtime.codec.config import CodecConfig
+    from octavo.runtime.codec.layout import decoder_layout, encoder_layout
     from octavo.runtime.config import ModelConfig
+    from octavo.runtime.models import check_layout
 
     config = ModelConfig.from_checkpoint(checkpoint.config)
+    check_layout(checkpoint, config)
+    weights = checkpoint.weights(CODEC)
+    codec = CodecConfig.from_weights(weights)
+    for name, shape in (decoder_layout(codec) | (encoder_layout(codec) if codec.encoder else {})).items():
+        weights.check(name, *shape)
     parts = {part: {"tensors": 0, "parameters": 0, "bytes": 0} for part in _PARTS}
     dtypes: Counter[str] = Counter()
     for name, info in checkpoint.info.items():
@@ -83,7 +92,7 @@ def describe(checkpoint: Checkpoint) -> dict:
         "bytes": checkpoint.nbytes,
         "dtypes": dict(dtypes),
         "parts": {part: entry for part, entry in parts.items() if entry["tensors"]},
-        "codec": dataclasses.asdict(CodecConfig.from_weights(checkpoint.weights(CODEC))),
+        "codec": dataclasses.asdict(codec),
         "kv_cache": {"bytes_per_row": kv, "rows": config.max_context, "bytes": kv * config.max_context},
         "weights_per_row": per_row,
     }

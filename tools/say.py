@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -90,11 +91,11 @@ def run(args: argparse.Namespace) -> int:
             if sound:
                 sound.write(chunk.pcm)
         speech = stream.result()
+    print(_summary(speech, output), file=sys.stderr)  # with the seed, even if one of the next files fails
     if args.codes:
         write_atomic(args.codes, _npy(speech.codes))
     if args.srt:
         write_atomic(args.srt, _subtitles(speech, args.srt))
-    print(_summary(speech, output), file=sys.stderr)
     if args.play:
         play(speech.pcm, speech.sample_rate)
     return 0
@@ -106,6 +107,13 @@ def _check(args: argparse.Namespace, text: str | None) -> str:
     from octavo.runtime.errors import RequestError
     from octavo.runtime.text import clean
 
+    for option in ("output", "voice", "ref_audio", "ref_text", "codes", "srt"):
+        if getattr(args, option) == "":
+            raise RequestError(f"--{option.replace('_', '-')} is empty. Give it a value, or leave it out.")
+    inputs = [path for path in (args.file, args.ref_audio, args.voice) if path]
+    for output in filter(None, (args.output, args.codes, args.srt)):
+        if any(os.path.exists(output) and os.path.exists(path) and os.path.samefile(output, path) for path in inputs):
+            raise RequestError(f"{output} is read as well: writing it would lose what it holds. Choose another name.")
     if text is None:
         raise RequestError("Give the text to say, or a file with -f FILE.")
     if args.voice and args.ref_audio:

@@ -17,6 +17,7 @@ def read_text(text: str | None, file: str | None = None) -> str | None:
         return None
     if text is not None and file is not None:
         raise RequestError(f"Both a text and the file {file} are given. Give one of the two.")
+    text, file = ("-", None) if file == "-" else (text, file)
     source = file if file is not None else "Standard input" if text == "-" else "The text"
     try:
         if file is not None:

@@ -90,7 +90,9 @@ def _make(args: argparse.Namespace) -> int:
 
     VoiceStore().path_for(args.name, args.replace)  # a bad or taken name is known before the work is done
     with load_engine(args) as engine:
-        speech = engine.generate(args.text, seed=args.seed, split="none")
+        speech = engine.generate(args.text, seed=args.seed, split="none", max_rows=60 * 25 + 7)  # a voice's 60 s
+        for warning in speech.warnings:
+            print(f"octavo: {warning}", file=sys.stderr)
         if speech.finish_reason in ("loop", "silence"):
             raise VoiceError(f"With seed {args.seed} the model ran away ({speech.finish_reason}). Try another seed.")
         if speech.finish_reason == "length":

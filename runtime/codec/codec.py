@@ -75,7 +75,8 @@ class Codec:
             raise AudioError("The sound holds NaN or infinite samples. Export it again.")
         length = max(SAMPLE_RATE, -(-len(sound) // self.config.hop) * self.config.hop)
         sound = torch.nn.functional.pad(sound, (0, length - len(sound)))
-        codes = self._load_encoder()(sound.to(self.decoder.table.device))
+        with torch.backends.cudnn.flags(allow_tf32=False):  # codes hang on small differences
+            codes = self._load_encoder()(sound.to(self.decoder.table.device))
         return codes.T.to("cpu", torch.int16).contiguous().numpy()
 
     def stream(self, max_slots: int) -> CodecStream:

@@ -96,6 +96,7 @@ class CodecStream:
         self._pos = [0] * max_slots
         self._end: list[int | None] = [None] * max_slots
 
+    @torch.inference_mode()
     def reset(self, slots: list[int]) -> None:
         """These slots change their owner: nothing of the old one remains."""
         self._check(slots)
@@ -103,6 +104,7 @@ class CodecStream:
         for slot in slots:
             self._pos[slot], self._end[slot] = 0, None
 
+    @torch.inference_mode()
     def push(self, slots: list[int], codes: torch.Tensor, ends: list[int | None]) -> list[torch.Tensor]:
         """m frames for each of `slots`: codes [B, codebooks, m] int64 -> for each the newly final samples, [n], n >= 0.
 

@@ -11,7 +11,7 @@ from ..checkpoint import Checkpoint
 from ..config import MODEL_TYPE, ModelConfig
 from ..errors import CheckpointError
 from ..layers.attention import Rows
-from .higgs_v3 import CODEC_PREFIX, HiggsV3
+from .higgs_v3 import CODEC_PREFIX, HiggsV3, check_layout
 
 
 class Model(Protocol):
@@ -42,4 +42,4 @@ def load_model(
     return _MODELS[kind].load(checkpoint, device, dtype, progress)
 
 
-__all__ = ["CODEC_PREFIX", "Model", "load_model"]
+__all__ = ["CODEC_PREFIX", "Model", "check_layout", "load_model"]

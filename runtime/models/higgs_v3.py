@@ -73,7 +73,7 @@ class HiggsV3(nn.Module):
         `progress(layers done, layers in all)` is called after each layer.
         """
         cfg, weights = ModelConfig.from_checkpoint(checkpoint.config), checkpoint.weights()
-        check_names(checkpoint, cfg)
+        check_layout(checkpoint, cfg)
         model = cls(cfg, weights.take(TEXT_EMBEDDING, cfg.vocab_size, cfg.hidden_size), device, dtype)
         table_shape = model.audio_table.shape
         fill(model.audio_table, weights.take(AUDIO_TABLE, *table_shape))
@@ -90,21 +90,48 @@ class HiggsV3(nn.Module):
         return model.eval()
 
 
-def check_names(checkpoint: Checkpoint, cfg: ModelConfig) -> None:
-    """Raises CheckpointError for a tensor outside the known parts. Names missing from them raise when they are taken.
+def check_layout(checkpoint: Checkpoint, cfg: ModelConfig) -> None:
+    """Compares names, shapes and types with what config.json describes; reads headers only.
 
-    The codec may hold more than octavo reads (training leftovers), and so may `tied.head.`: copies of the tables.
+    Raises CheckpointError for a tensor that is missing, misshapen, no floating-point number, or left over. The codec
+    may hold more than octavo reads (training leftovers), and so may `tied.head.`: copies of the tables.
     """
-    known = {TEXT_EMBEDDING, AUDIO_TABLE, "body.norm.weight"}
-    attention = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
-    for number in range(cfg.num_layers):
-        layer = f"body.layers.{number}."
-        known |= {f"{layer}self_attn.{part}.weight" for part in attention}
-        known |= {f"{layer}mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
-        known |= {f"{layer}input_layernorm.weight", f"{layer}post_attention_layernorm.weight"}
+    if cfg.num_layers > len(checkpoint):
+        raise CheckpointError(
+            f"config.json asks for {cfg.num_layers} layers, but the checkpoint has {len(checkpoint)} tensors in all. "
+            "They do not belong together."
+        )
+    weights, known = checkpoint.weights(), layout(cfg)
+    for name, shape in known.items():
+        weights.check(name, *shape)
     for name in checkpoint:
         if name not in known and not name.startswith((CODEC_PREFIX, "tied.head.")):
             raise CheckpointError(
                 f"{name} is left over: no part of the model that config.json describes has it. "
                 "The checkpoint and its config.json do not belong together."
             )
+
+
+def layout(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The language model's tensors, by name: their shapes. The codec's are its own affair."""
+    hidden, ffn = cfg.hidden_size, cfg.intermediate_size
+    table = (cfg.num_codebooks * cfg.codebook_vocab, hidden)
+    shapes: dict[str, tuple[int, ...]] = {TEXT_EMBEDDING: (cfg.vocab_size, hidden), AUDIO_TABLE: table}
+    if not cfg.tied_audio:
+        shapes[AUDIO_HEAD] = table
+    layer = {
+        "input_layernorm": (hidden,),
+        "self_attn.q_proj": (cfg.q_size, hidden),
+        "self_attn.k_proj": (cfg.kv_size, hidden),
+        "self_attn.v_proj": (cfg.kv_size, hidden),
+        "self_attn.o_proj": (hidden, cfg.q_size),
+        "self_attn.q_norm": (cfg.head_dim,),
+        "self_attn.k_norm": (cfg.head_dim,),
+        "post_attention_layernorm": (hidden,),
+        "mlp.gate_proj": (ffn, hidden),
+        "mlp.up_proj": (ffn, hidden),
+        "mlp.down_proj": (hidden, ffn),
+    }
+    for number in range(cfg.num_layers):
+        shapes |= {f"body.layers.{number}.{name}.weight": shape for name, shape in layer.items()}
+    return shapes | {"body.norm.weight": (hidden,)}

@@ -180,6 +180,23 @@ def test_damaged_files(folder):
         load(folder / "nowhere")
 
 
+def test_whole_numbers_are_no_weights(folder):
+    """A header whose dtype was flipped to another of the same size."""
+    path = folder / "model.safetensors"
+    raw = path.read_bytes()
+    entry = raw.index(b'"body.norm.weight":')
+    at = raw.index(b'"BF16"', entry)
+    path.write_bytes(raw[:at] + b'"I16" ' + raw[at + 6 :])
+    with pytest.raises(CheckpointError, match="body.norm.weight does not hold floating-point"):
+        load(folder)
+
+
+def test_layers_beyond_all_bounds_are_refused_at_once(folder):
+    edit_config(folder, put("num_hidden_layers", 10**9, "text_config"))
+    with pytest.raises(CheckpointError, match="1000000000 layers"):
+        load(folder)
+
+
 def test_index_that_lies(tmp_path):
     folder = make_checkpoint(tmp_path / "sharded", size="tiny", seed=5, shards=2)
     path = folder / "model.safetensors.index.json"

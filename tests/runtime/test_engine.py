@@ -245,7 +245,8 @@ BAD = {
     "split": ({"content": "Hi", "split": "yes"}, RequestError, "split"),
     "voice name": ({"content": "Hi", "voice": "nobody-of-that-name"}, VoiceError, "nobody-of-that-name"),
     "voice file": ({"content": "Hi", "voice": "missing.safetensors"}, VoiceError, "missing.safetensors"),
-    "does not fit": ({"content": "Hi", "max_rows": 8000, "guard": False}, CapacityError, "max_context"),
+    "does not fit": ({"content": "Hi" * 200, "max_rows": 8000, "guard": False}, CapacityError, "max_context"),
+    "bytes": ({"content": b"Hi"}, RequestError, "string"),
 }
 
 

@@ -48,7 +48,7 @@ def octavo(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 
 @pytest.fixture
 def say(octavo, tiny_dir):
-    return lambda *arguments: octavo("say", *arguments, "--model", tiny_dir)
+    return lambda *arguments: octavo("say", *arguments, "--model", tiny_dir, "--device", "cpu")
 
 
 @pytest.fixture

@@ -1,0 +1,58 @@
+"""How other threads reach an engine's worker. It outlives the engine, so that a worker can wait without holding one."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+from .errors import OctavoError
+
+
+class Mailbox:
+    """Actions for one worker thread, which starts with the first of them."""
+
+    def __init__(self, work: Callable[[], None]):
+        self._work = work
+        self._wake = threading.Condition()
+        self._actions: list[Callable[[], None]] = []
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self._process = 0  # in which the thread runs
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Raises OctavoError when closed, or in a process that was forked off the worker's."""
+        with self._wake:
+            if self._closed:
+                raise OctavoError("The engine is closed. Load it again.")
+            if self._thread is None:
+                self._process = os.getpid()
+                self._thread = threading.Thread(target=self._work, name="octavo", daemon=True)
+                self._thread.start()
+            elif self._process != os.getpid():
+                raise OctavoError("The engine spoke before this process was forked. Load one after the fork.")
+            self._actions.append(action)
+            self._wake.notify()
+
+    def try_post(self, action: Callable[[], None]) -> None:
+        """The same, and nothing where there is no worker left to act."""
+        try:
+            self.post(action)
+        except OctavoError:
+            pass
+
+    def take(self, wait: bool) -> tuple[list[Callable[[], None]], bool]:
+        """For the worker: what was posted since, and whether this is the end; waits for either if told to."""
+        with self._wake:
+            while wait and not (self._actions or self._closed):
+                self._wake.wait()
+            actions, self._actions = self._actions, []
+            return actions, self._closed
+
+    def close(self) -> None:
+        """Ends the worker and waits until it has ended."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        if self._thread and self._thread is not threading.current_thread() and self._process == os.getpid():
+            self._thread.join()
