@@ -18,7 +18,7 @@ BOC, EOC, PLACEHOLDER = 1024, 1025, -100
 class Reference:
     """A Higgs v3 checkpoint folder as Qwen3Model + fused table, one request at a time, greedy."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32, rounded_rope: bool = True):
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32, rounded_rope: bool = True, device="cpu"):
         weights = load_file(folder / "model.safetensors")
         text = json.loads((folder / "config.json").read_text())["text_config"]
         config = Qwen3Config(**{k: v for k, v in text.items() if k not in ("architectures", "dtype", "model_type")})
@@ -27,7 +27,8 @@ class Reference:
         state = {name[len("body.") :]: w for name, w in weights.items() if name.startswith("body.")}
         state["embed_tokens.weight"] = weights["tied.embedding.text_embedding.weight"]
         self.model.load_state_dict(state)
-        self.table = weights["tied.embedding.modality_embeddings.0.embedding.weight"].to(dtype)
+        self.model.to(device)
+        self.table = weights["tied.embedding.modality_embeddings.0.embedding.weight"].to(device, dtype)
         if rounded_rope:  # the published servers round cos and sin to bf16, as the model was trained
             rotary = self.model.rotary_emb.forward
             self.model.rotary_emb.forward = lambda x, ids: tuple(

@@ -302,3 +302,13 @@ def test_a_recording_becomes_a_voice_with_its_warnings(engine):
 def test_a_first_piece_too_long_to_carry_is_carried_in_part(engine):
     speech = engine.generate(LONG, seed=5, max_rows=900, guard=False, temperature=2.0, top_k=None)
     assert speech.segments[0].end_frame > 750 and len(speech.segments) > 2
+
+
+def test_an_engine_on_every_device(tiny_dir, device):
+    """Voice, prefix reuse with its page copy, sampling, streaming: nothing of it may hang on the device."""
+    with Engine.load(tiny_dir, device=device.type, dtype="fp32") as engine:
+        voice = random_voice(engine, frames=60, seed=9)
+        first, again = (engine.generate("A text.", voice, seed=4, max_rows=60) for _ in range(2))
+        assert first.usage.reused_tokens == 0 < again.usage.reused_tokens
+        assert np.array_equal(first.codes, again.codes)
+        np.testing.assert_allclose(first.pcm, engine.decode(first.codes), atol=1e-2 * np.std(first.pcm))  # TF32 on CUDA

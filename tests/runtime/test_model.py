@@ -43,11 +43,11 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def test_hidden_states_equal_transformers_in_fp32(tiny_dir, device):
-    reference, runner = Reference(tiny_dir), make_runner(tiny_dir, device)
+    reference, runner = Reference(tiny_dir, device=device), make_runner(tiny_dir, device)
     prompts = random_ids(1, 5, 63, 123)
     for ids, got in zip(prompts, hidden_states(runner, prompts), strict=True):
         want = reference.hidden(reference.embed_prompt(ids, None))
-        assert relative(got.cpu(), want) < 1e-4  # 1e-6 here; fp32 and another order of sums
+        assert relative(got, want) < 1e-4  # 1e-6 here; fp32 and another order of sums
 
 
 def test_rope_table_is_rounded_to_bf16(tiny_dir):
@@ -60,11 +60,11 @@ def test_rope_table_is_rounded_to_bf16(tiny_dir):
 
 def test_bf16_is_no_further_from_fp32_than_transformers_is(tiny_dir, device):
     prompts = random_ids(7, 40, 123, seed=1)
-    exact, rounded = Reference(tiny_dir), Reference(tiny_dir, torch.bfloat16)
+    exact, rounded = Reference(tiny_dir, device=device), Reference(tiny_dir, torch.bfloat16, device=device)
     ours, theirs = [], []
     for ids, got in zip(prompts, hidden_states(make_runner(tiny_dir, device, torch.bfloat16), prompts), strict=True):
         want = exact.hidden(exact.embed_prompt(ids, None))
-        ours.append(relative(got.cpu(), want))
+        ours.append(relative(got, want))
         theirs.append(relative(rounded.hidden(rounded.embed_prompt(ids, None)), want))
     assert sum(ours) <= sum(theirs) * 1.02, (ours, theirs)
 
@@ -80,7 +80,7 @@ def test_a_batch_of_unequal_lengths_equals_one_by_one(tiny_dir, device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_decoded_rows_attend_like_prefilled_ones(tiny_dir, device, dtype):
     """Greedy rows through the paged decode path equal the reference that recomputes with its own cache."""
-    reference, runner = Reference(tiny_dir), make_runner(tiny_dir, device, dtype)
+    reference, runner = Reference(tiny_dir, device=device), make_runner(tiny_dir, device, dtype)
     scheduler = Scheduler(runner.config)
     sequences = [
         Sequence(Prompt(ids, None, 1), SamplingParams(temperature=0, max_rows=40)) for ids in random_ids(9, 31)
