@@ -274,8 +274,9 @@ class Engine:
             request.advance()
         except Exception as error:  # whatever is wrong with this request, the others go on
             self._end(request, error)
-        if request.finished:
-            self._requests.remove(request)
+        else:
+            if request.finished:
+                self._requests.remove(request)
 
     def _begin(self, sequences: list[Sequence]) -> None:
         utterances = {u.sequence: u for request in self._requests for u in request.utterances}
