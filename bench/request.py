@@ -25,9 +25,11 @@ class Probe(Runner):
     hidden: torch.Tensor  # [B, hidden], of the last call
     body_only = False
 
-    def _sample(self, hidden: torch.Tensor, sequences: list[Sequence]) -> tuple[np.ndarray, np.ndarray]:
+    def _sample(
+        self, hidden: torch.Tensor, sequences: list[Sequence], index: torch.Tensor
+    ) -> tuple[np.ndarray, np.ndarray]:
         self.hidden = hidden
-        return (np.empty(0), np.empty(0)) if self.body_only else super()._sample(hidden, sequences)
+        return (np.empty(0), np.empty(0)) if self.body_only else super()._sample(hidden, sequences, index)
 
     @contextmanager
     def body_from(self, embedded: torch.Tensor) -> Iterator[None]:

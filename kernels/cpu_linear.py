@@ -3,9 +3,8 @@
 x: [N, in] fp32 or bf16    W: [out, in] in x.dtype    ->    y: [N, out] in x.dtype
 
 fp32: column-major W; one row goes to torch's GEMV, several to oneDNN. bf16: oneDNN's own blocked layout, which only
-oneDNN reads. Over F.linear with row-major W, one thread of an AMD EPYC, 6144 x 1024 at N = 1, 8, 71: fp32 1.3, 1.5, 1.3
-times as fast, bf16 1.7, 1.7, 1.2. The oneDNN ops are those that torch.compile emits for linear layers; where this torch
-or this processor lacks them, F.linear serves.
+oneDNN reads. C1 and C4 of bench/ tell what that is worth. The oneDNN ops are those that torch.compile emits for linear
+layers; where this torch or this processor lacks them, F.linear serves.
 """
 
 from functools import cache

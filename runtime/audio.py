@@ -16,6 +16,7 @@ import soundfile
 import soxr
 
 from .audio_writer import AudioWriter, pcm16, play, write_audio
+from .codec.config import SAMPLE_RATE as RATE
 from .errors import AudioError
 
 __all__ = [
@@ -30,7 +31,6 @@ __all__ = [
     "write_audio",
 ]
 
-RATE = 24_000  # Hz: what the codec encodes
 MIN_SECONDS, MAX_SECONDS = 1, 30  # of a reference recording
 SILENCE = 1e-3  # -60 dBFS
 UNKNOWN = 1 << 62  # frames: libsndfile gives the largest number there is if the header leaves the length open

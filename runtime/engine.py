@@ -139,19 +139,21 @@ class Engine:
         speaker = self._find_voice(voice)
 
         def start(number: int, first: Utterance | None) -> Utterance:
-            carried = self._carried(first, pieces[0]) if first and speaker is None else None
-            sequence = self._sequence(pieces[number], number, sampling, guard, speaker or carried)
+            sequence = sequences[number]
+            if first and speaker is None:  # now it is known what voice the first piece got
+                carried = self._carried(first, pieces[0])
+                sequence = self._sequence(pieces[number], number, sampling, guard, carried)
             watch = Guard(text.silence_allowance(pieces[number])) if guard else None
             utterance = Utterance(sequence, self._stream.lookahead, watch)
             self._scheduler.add(sequence)
             return utterance
 
-        checked = speaker
+        sequences: list[Sequence] = []
         for number, piece in enumerate(pieces):
-            sequence = self._sequence(piece, number, sampling, guard, checked)
-            self._scheduler.check(sequence)
-            if number == 0 and speaker is None:
-                checked = self._most_carried(sequence, piece)  # with it the others must fit
+            # A later piece must fit with the longest voice that the first may give it.
+            example = self._most_carried(sequences[0], pieces[0]) if number and speaker is None else speaker
+            sequences.append(self._sequence(piece, number, sampling, guard, example))
+            self._scheduler.check(sequences[number])
         ahead = min(PIECES_AT_ONCE, self.config.max_batch)
         request = Request(Plan(tuple(pieces), seed, cleaned.warnings), start, ahead, carry=speaker is None)
         self._mailbox.post(lambda: self._requests.append(request))

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .delay import BOC, CODEBOOKS, delay
-from .errors import RequestError
+from .delay import delay
 from .text import neutralise
 from .tokenizer import Tokenizer
+from .voice import check_codes
 
 PLACEHOLDER = -100  # `audio_token_id` of the published config; it must never reach an embedding
 
@@ -40,12 +40,12 @@ def build(tokenizer: Tokenizer, text: str, codes: np.ndarray | None = None, tran
     """Lays out one piece of clean text, spoken by the voice of `codes` ([T, 8] integers in 0..1023) or by none.
 
     A transcript is what the reference says; it is neutralised here, and ignored without codes or when blank. Raises
-    RequestError for codes of another shape or range, and for text that `text.clean` has not seen.
+    VoiceError for codes of another shape or range, RequestError for text that `text.clean` has not seen.
     """
     ids = [tokenizer.tts]
     rows = None
     if codes is not None:
-        rows = delay(_checked(codes))
+        rows = delay(check_codes(codes))
         said, _ = neutralise(transcript or "")
         if said.strip():
             ids += [tokenizer.ref_text, *tokenizer.encode(said.strip())]
@@ -53,14 +53,3 @@ def build(tokenizer: Tokenizer, text: str, codes: np.ndarray | None = None, tran
     prefix_length = len(ids)
     ids += [tokenizer.text, *tokenizer.encode(text), tokenizer.audio]
     return Prompt(ids, rows, prefix_length)
-
-
-def _checked(codes: np.ndarray) -> np.ndarray:
-    codes = np.asarray(codes)
-    if codes.ndim != 2 or codes.shape[1] != CODEBOOKS or len(codes) == 0 or not np.issubdtype(codes.dtype, np.integer):
-        raise RequestError(
-            f"The voice's codes are {codes.dtype} of shape {list(codes.shape)}; give integers [frames, {CODEBOOKS}]."
-        )
-    if codes.min() < 0 or codes.max() >= BOC:
-        raise RequestError(f"The voice holds codes outside 0..{BOC - 1}. Make the voice again from its recording.")
-    return codes

@@ -74,7 +74,8 @@ class Runner:
         cos, sin = self.rope[torch.cat(positions)].split(1, 1)
         rows = Rows(cos, sin, torch.cat(kv_slots), spans=spans)
         hidden = self.model(torch.cat(embedded), rows, self.pages)
-        return self._sample(hidden[torch.tensor(ends, device=device).cumsum(0) - 1], sequences)
+        last_rows = hidden[torch.tensor(ends, device=device).cumsum(0) - 1]
+        return self._sample(last_rows, sequences, self._index(sequences))
 
     @torch.inference_mode()
     def decode_row(self, sequences: list[Sequence]) -> tuple[np.ndarray, np.ndarray]:
@@ -92,11 +93,13 @@ class Runner:
         rows = Rows(cos, sin, kv_slots, table, mask[:, None, None])
         hidden = self.model(self.model.embed_audio(slots.last[index]), rows, self.pages)
         slots.length[index] = position + 1
-        return self._sample(hidden, sequences)
+        return self._sample(hidden, sequences, index)
 
-    def _sample(self, hidden: torch.Tensor, sequences: list[Sequence]) -> tuple[np.ndarray, np.ndarray]:
-        """Draws the next row of each sequence and moves its state on. hidden: [B, hidden]."""
-        slots, index, cfg = self.slots, self._index(sequences), self.model.cfg
+    def _sample(
+        self, hidden: torch.Tensor, sequences: list[Sequence], index: torch.Tensor
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draws the next row of each sequence and moves its state on. hidden: [B, hidden]; index: [B], their slots."""
+        slots, cfg = self.slots, self.model.cfg
         row_number = slots.row[index]
         limits = [sequence.sampling.top_k or cfg.codebook_vocab for sequence in sequences]
         sampled = sample_codes(

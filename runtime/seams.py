@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-RATE = 24_000
+from .codec.config import SAMPLE_RATE as RATE
+
 _LOUDNESS_FRAME = 0.020  # seconds
 _GATE = 10 ** (-30 / 20)  # below the loudest frame: breath, room, pauses
 _SILENCE = 10 ** (-70 / 20)  # a piece whose loudest frame is below this (dB of full scale) has no speech

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .audio import write_audio
+from .codec.config import FRAME_RATE, SAMPLE_RATE
 
-SAMPLE_RATE = 24000
-FRAME_RATE = 25
 SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
 
 

@@ -21,14 +21,15 @@ from typing import Any, Self
 import numpy as np
 import safetensors.numpy
 
+from .codec.config import FRAME_RATE
+from .delay import BOC, CODEBOOKS
 from .encode_cache import EncodeCache
 from .errors import VoiceError
 from .files import user_folder, write_atomic
 
 __all__ = ["EncodeCache", "Voice", "VoiceStore", "check_codes", "find_voice"]
 
-CODEBOOKS, CODEBOOK_SIZE = 8, 1024
-FRAME_RATE = 25  # per second
+CODEBOOK_SIZE = BOC  # the control codes come behind the last code
 MAX_TEXT = 20_000  # characters in each text of a voice
 MAX_BYTES = 1 << 20  # of a voice file: the longest codes take 24 kB
 TEXTS = ("transcript", "name", "consent", "licence", "source_sha256", "codec", "created")
@@ -42,7 +43,9 @@ def check_codes(codes: Any) -> np.ndarray:
     if array.ndim != 2 or array.shape[1] != CODEBOOKS or not len(array) or array.dtype.kind not in "iu":
         raise VoiceError(f"The codes of a voice are integers [T, {CODEBOOKS}], not {array.dtype} {list(array.shape)}.")
     if array.min() < 0 or array.max() >= CODEBOOK_SIZE:
-        raise VoiceError(f"Codes go from 0 to {CODEBOOK_SIZE - 1}, not from {array.min()} to {array.max()}.")
+        raise VoiceError(
+            f"The codes of a voice go from 0 to {CODEBOOK_SIZE - 1}, not from {array.min()} to {array.max()}."
+        )
     array = array.astype("<i2")
     array.flags.writeable = False
     return array

@@ -45,6 +45,15 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def published_tokenizer(shared: Path) -> Path:
+    """The published tokenizer.json."""
+    file = shared / "data" / "tokenizer" / "tokenizer.json"
+    if not file.is_file():
+        pytest.skip(f"needs {file.name} of ../shared/data, which is not here")
+    return file
+
+
+@pytest.fixture(scope="session")
 def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny synthetic checkpoint, seed 0. Read-only by agreement: a test that damages one makes a copy."""
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", size="tiny", seed=0)

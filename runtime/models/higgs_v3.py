@@ -19,7 +19,6 @@ from ..layers.parameter import empty, fill
 from .qwen3 import Qwen3
 
 TEXT_EMBEDDING = "tied.embedding.text_embedding.weight"
-TEXT_HEAD = "tied.head.text_head.weight"
 AUDIO_TABLE = "tied.embedding.modality_embeddings.0.embedding.weight"
 AUDIO_HEAD = "tied.head.modality_heads.0.weight"
 CODEC_PREFIX = "tied.embedding.modality_embeddings.0.model."

@@ -9,11 +9,8 @@ from octavo.runtime.tokenizer import Tokenizer, build_byte_tokenizer
 
 
 @pytest.fixture(scope="module")
-def published(shared):
-    file = shared / "data" / "tokenizer" / "tokenizer.json"
-    if not file.is_file():
-        pytest.skip(f"needs {file.name} of ../shared/data, which is not here")
-    return Tokenizer.load(file)
+def published(published_tokenizer):
+    return Tokenizer.load(published_tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -97,12 +97,9 @@ def test_the_comparison_sees_known_slips(engine, reference, tiny_dir, slip):
     assert (after - before).abs().max() > 1e-3 * before.abs().max()
 
 
-def test_the_real_tokenizer_end_to_end(tmp_path, shared):
+def test_the_real_tokenizer_end_to_end(tmp_path, published_tokenizer):
     """Examples A and B of the published ids, through engine and reference, with the real vocabulary."""
-    tokenizer = shared / "data" / "tokenizer" / "tokenizer.json"
-    if not tokenizer.is_file():
-        pytest.skip("needs ../shared/data/tokenizer/tokenizer.json")
-    folder = make_checkpoint(tmp_path / "real", size="tiny", seed=3, tokenizer=tokenizer)
+    folder = make_checkpoint(tmp_path / "real", size="tiny", seed=3, tokenizer=published_tokenizer)
     text = TEXTS["tagged"]
     rows, _ = Reference(folder).greedy(prompt_ids(folder, text, None), None, 24)
     with Engine.load(folder, device="cpu", dtype="fp32") as engine:
