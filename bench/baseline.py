@@ -7,7 +7,7 @@ audio rows and is their head. One request at a time.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,28 @@ class Baseline:
     """A checkpoint folder in the published layout, one shard."""
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
-        from transformers import Qwen3Config, Qwen3Model  # here: only who measures needs transformers
-
         weights = load_file(folder / "model.safetensors")
         text = json.loads((folder / "config.json").read_text(encoding="utf-8"))["text_config"]
+        self._build(text, weights, device, dtype)
+
+    @classmethod
+    def of(
+        cls,
+        text_config: Mapping[str, Any],
+        weights: Mapping[str, torch.Tensor],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> Baseline:
+        """Of weights by their names in a checkpoint; those of this device and dtype already are not copied."""
+        baseline = cls.__new__(cls)
+        baseline._build(text_config, weights, device, dtype)
+        return baseline
+
+    def _build(
+        self, text: Mapping[str, Any], weights: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        from transformers import Qwen3Config, Qwen3Model  # here: only who measures needs transformers
+
         fields = {k: v for k, v in text.items() if k not in ("architectures", "dtype", "model_type")}
         config = Qwen3Config(**fields | {"bos_token_id": None, "eos_token_id": None})
         config._attn_implementation = "sdpa"
@@ -73,10 +91,14 @@ class Baseline:
 
         return DynamicCache(config=self.model.config)
 
-    @torch.inference_mode()
     def forward(self, embedded: torch.Tensor, cache: Any) -> torch.Tensor:
         """[n, hidden] embedded rows behind those of the cache -> [n, hidden] final hidden states."""
-        return self.model(inputs_embeds=embedded[None], past_key_values=cache, use_cache=True).last_hidden_state[0]
+        return self.forward_batch(embedded[None], cache)[0]
+
+    @torch.inference_mode()
+    def forward_batch(self, embedded: torch.Tensor, cache: Any) -> torch.Tensor:
+        """[B, n, hidden] -> [B, n, hidden], likewise."""
+        return self.model(inputs_embeds=embedded, past_key_values=cache, use_cache=True).last_hidden_state
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[n, hidden] -> [n, 8, 1026] fp32."""

@@ -10,12 +10,13 @@ A Result without a green Check cannot be made of a comparison, so a wrong output
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +25,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+_END = object()
 
 
 class CheckFailed(Exception):
@@ -114,6 +117,74 @@ def interleave(
                 if number >= warm_up:
                     seconds[name].append(elapsed)
     return {name: Timing.of(times) for name, times in seconds.items()}
+
+
+def take_turns(
+    jobs: Mapping[str, Callable[[], Iterator[object]]], repetitions: int, threads: int = 1
+) -> dict[str, float]:
+    """Seconds of jobs too long to be run many times. A job is an iterator, always with the same steps; who has run for
+    the least time makes the next step. A step counts with the 10th percentile of its times."""
+    seconds: dict[str, list[list[float]]] = {name: [] for name in jobs}
+    with _quiet(threads):
+        for _ in range(repetitions):
+            running = {name: job() for name, job in jobs.items()}
+            for name in running:
+                seconds[name].append([])
+            while running:
+                name = min(running, key=lambda name: sum(seconds[name][-1]))
+                start = time.perf_counter()
+                ended = next(running[name], _END) is _END
+                seconds[name][-1].append(time.perf_counter() - start)
+                if ended:
+                    del running[name]
+    return {name: float(np.percentile(times, 10, axis=0).sum()) for name, times in seconds.items()}
+
+
+def device_ms(run: Callable[[], object], device: torch.device, repetitions: int = 20, warm_up: int = 3) -> float:
+    """Milliseconds of one call, the median: on CUDA from an event before it to one behind it, on the current stream."""
+    for _ in range(warm_up):
+        run()
+    if device.type != "cuda":
+        return interleave({"run": Case(run)}, repetitions, warm_up=0)["run"].median
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(repetitions + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        run()
+        mark.record()
+    torch.cuda.synchronize(device)
+    return float(np.median([begin.elapsed_time(end) for begin, end in itertools.pairwise(marks)]))
+
+
+def stopwatch() -> Callable[[], float]:
+    """Begins now; each call tells the seconds since."""
+    begin = time.perf_counter()
+    return lambda: time.perf_counter() - begin
+
+
+def pause(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A stream as its listener met it. Seconds, from the call on."""
+
+    first: float  # until the first chunk
+    seconds: float  # until the last
+    audio: float  # of sound
+    silence: float  # in playback, which begins with the first chunk and waits where there is nothing to play
+
+
+def listen(call: Callable[[], Iterable[Any]]) -> Heard:
+    """call: begins a stream of chunks at 24 kHz."""
+    elapsed = stopwatch()
+    first, audio, now, silence = 0.0, 0.0, 0.0, 0.0
+    for chunk in call():
+        now = elapsed()
+        first = first or now
+        silence = max(silence, now - first - audio)
+        audio += len(chunk.pcm) / 24_000
+    return Heard(first, now, audio, silence)
 
 
 def compare(

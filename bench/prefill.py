@@ -41,19 +41,23 @@ class Ours:
         self.runner, self.prompt, self.voice = runner, prompt, VOICE if reuse else None
         self.scheduler, self.reused_rows = Scheduler(runner.config), 0
         self.first_row()
-        self.scheduler.prefilled(self.scheduler.running)
 
     def first_row(self) -> np.ndarray:
         """Admission and prefill, all that a request waits for before its first row: [1, 8]."""
         sequence = Sequence(self.prompt, SAMPLING, self.voice)
         self.scheduler.add(sequence)
-        rows = self.runner.prefill(self.scheduler.schedule().prefill)[0]
+        chunks = self.scheduler.schedule()
+        self.runner.prefill(chunks)
+        self.scheduler.prefilled(chunks)
         self.reused_rows = sequence.reused_rows
-        return rows
+        return self.runner.collect()[0]
 
     def leave(self) -> None:
         for sequence in list(self.scheduler.running):
-            self.scheduler.finish(sequence)
+            moved = self.scheduler.finish(sequence)
+            assert moved is not None
+            self.runner.leave(*moved)
+            self.scheduler.free_slot(sequence)
 
 
 class Theirs:
@@ -74,22 +78,30 @@ class Theirs:
 
 def prefill_results(folder: Path, shape: str, device: torch.device, repetitions: int) -> list[Result]:
     """C4 in both dtypes, and the same without reuse. Raises CheckFailed where the outputs differ."""
-    prompt = make_prompt()
-    exact = Theirs(Baseline(folder, device, torch.float32), prompt)
-    with exact.baseline.rounded_rope():
-        want = exact.hidden()
+    exact = Baseline(folder, device, torch.float32)
     results = []
     for name, dtype in DTYPES.items():
-        theirs = exact if dtype == torch.float32 else Theirs(Baseline(folder, device, dtype), prompt)
-        runner = load_probe(folder, device, dtype)
-        for reuse in (True, False):
-            ours = Ours(runner, prompt, reuse)
-            ours.leave()
-            ours.first_row()
-            check = check_hidden(runner.hidden, theirs.hidden(), want)
-            goal, asked = ("C4", ASKED) if reuse else ("", None)
-            what = "prefill, voice reused" if reuse else "prefill, nothing reused"
-            case = f"{shape}, {name}, {ours.reused_rows} of {ROWS} rows reused"
-            cases = Case(ours.first_row, ours.leave), Case(theirs.first_row)
-            results.append(compare(what, case, *cases, (check,), repetitions, goal, asked, device=device))
+        baseline = exact if dtype == torch.float32 else Baseline(folder, device, dtype)
+        results += prefill_of(load_probe(folder, device, dtype), baseline, exact, f"{shape}, {name}", repetitions)
+    return results
+
+
+def prefill_of(runner: Probe, baseline: Baseline, exact: Baseline, case: str, repetitions: int) -> list[Result]:
+    """With and without reuse. exact: the baseline in fp32."""
+    prompt, device = make_prompt(), runner.device
+    with exact.rounded_rope():
+        want = Theirs(exact, prompt).hidden()
+    theirs = Theirs(baseline, prompt)
+    results = []
+    for reuse in (True, False):
+        ours = Ours(runner, prompt, reuse)
+        ours.leave()
+        ours.first_row()
+        check = check_hidden(runner.hidden, theirs.hidden(), want)
+        goal, asked = ("C4", ASKED) if reuse else ("", None)
+        what = "prefill, voice reused" if reuse else "prefill, nothing reused"
+        told = f"{case}, {ours.reused_rows} of {ROWS} rows reused"
+        cases = Case(ours.first_row, ours.leave), Case(theirs.first_row)
+        results.append(compare(what, told, *cases, (check,), repetitions, goal, asked, device=device))
+        ours.leave()
     return results

@@ -21,6 +21,7 @@ from .request import ForcedRequest, Probe, load_probe
 CONTEXT = 160  # rows in the cache when the timed row comes
 FORCED = 16  # of these, fed one by one: the rows whose hidden states are compared
 FP32_LIMIT = 1e-4
+BAND = {"cpu": 1.0, "cuda": 1.1}  # times the distance of transformers in bf16; a GPU adds in many orders
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 GREEDY, SAMPLED = SamplingParams(temperature=0), SamplingParams(temperature=0.8, top_k=50)
 
@@ -92,7 +93,7 @@ class Sides:
         request, check = self.request(GREEDY)
         embedded = self.baseline.embed_rows(self.course.row[None])
         theirs = self.from_cache(lambda: self.baseline.forward(embedded, self.cache))
-        ours, device = Case(request.decode, request.rewind), self.runner.device
+        ours, device = Case(lambda: (request.decode(), self.runner.hidden), request.rewind), self.runner.device
         with self.runner.body_from(embedded):
             return compare("decode step", case, ours, theirs, (check,), repetitions, "C1", asked, device=device)
 
@@ -110,8 +111,7 @@ class Sides:
         """octavo's side, about to run the timed row, and the proof that its hidden states were right until here."""
         request = ForcedRequest(self.runner, self.course.ids, sampling)
         hidden = torch.cat([request.feed(row) for row in self.course.forced])
-        slots, slot = self.runner.slots, request.sequence.slot
-        slots.last[slot], slots.left[slot] = self.course.row, -1  # -1: what was drawn meanwhile has ended nothing
+        request.put(self.course.row)
         request.hold()
         return request, check_hidden(hidden, self.theirs, self.want)
 
@@ -126,11 +126,13 @@ class Sides:
 
 
 def check_hidden(ours: torch.Tensor, theirs: torch.Tensor, want: torch.Tensor) -> Check:
-    """fp32: equal. bf16: no further from fp32 than transformers' own bf16 is. All: [rows, hidden]."""
+    """fp32: equal. bf16: no further from fp32 than transformers' own bf16 is, as BAND has it. All: [rows, hidden]."""
     if ours.dtype == torch.float32:
         return Check("relative distance of the hidden states", relative(ours, want), FP32_LIMIT)
     distance = relative(ours, want) / relative(theirs, want)
-    return Check("hidden states: distance from fp32, over that of transformers in bf16", distance, 1.0)
+    return Check(
+        "hidden states: distance from fp32, over that of transformers in bf16", distance, BAND[ours.device.type]
+    )
 
 
 def _same_codes(ours: Case, theirs: Case) -> Check:

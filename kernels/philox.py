@@ -4,7 +4,11 @@ Salmon, Moraes, Dror, Shaw: Parallel Random Numbers: As Easy as 1, 2, 3 (SC 2011
 counter's other words are 0, and the first of the four output words is used; Triton's `tl.randint` computes the same.
 """
 
+from __future__ import annotations
+
 import torch
+
+from .launch import jit, tl
 
 _MASK = 0xFFFFFFFF
 
@@ -29,3 +33,9 @@ def philox(seed: torch.Tensor | int, counter: torch.Tensor) -> torch.Tensor:
 def uniform(seed: torch.Tensor | int, counter: torch.Tensor) -> torch.Tensor:
     """fp32 [...] in [0, 1), a multiple of 2^-23: below 1 even after a rounded multiplication."""
     return (philox(seed, counter) >> 9).to(torch.float32) * 2.0**-23
+
+
+@jit
+def uniform_in_kernel(seed, counter):
+    """`uniform` for kernels. seed: int64; counter: int32, never negative."""
+    return (tl.randint(seed, counter) >> 9).to(tl.float32) * 1.1920928955078125e-07  # 2^-23

@@ -7,11 +7,14 @@ from .errors import (
     CancelledError,
     CapacityError,
     CheckpointError,
+    EngineError,
     OctavoError,
     RequestError,
     VoiceError,
 )
-from .speech import Chunk, Segment, Speech, Usage
+from .session import Session
+from .speech import Chunk, Segment, Speech, Stats, Usage
+from .streams import SpeechStream
 from .voice import Voice, VoiceStore
 
 __all__ = [
@@ -22,11 +25,15 @@ __all__ = [
     "Chunk",
     "Engine",
     "EngineConfig",
+    "EngineError",
     "OctavoError",
     "RequestError",
     "SamplingParams",
     "Segment",
+    "Session",
     "Speech",
+    "SpeechStream",
+    "Stats",
     "Usage",
     "Voice",
     "VoiceError",

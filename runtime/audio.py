@@ -1,7 +1,8 @@
 """Sound in: read any file, average its channels, resample, and check a recording to be cloned.
 
-libsndfile (through `soundfile`) knows the formats, soxr resamples. Inside octavo sound is mono float32 in [-1, 1].
-The way out is in `audio_writer`; its names are offered here too, so that `octavo.runtime.audio` is all about sound.
+libsndfile (through `soundfile`) knows the formats, soxr resamples; both are imported when they are first needed. Inside
+octavo sound is mono float32 in [-1, 1]. The way out is in `audio_writer`; its names are offered here too, so that
+`octavo.runtime.audio` is all about sound.
 """
 
 import hashlib
@@ -9,13 +10,12 @@ import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, BinaryIO
 
 import numpy as np
-import soundfile
-import soxr
 
-from .audio_writer import AudioWriter, pcm16, play, write_audio
+from .audio_writer import AudioWriter, libsndfile, pcm16, play, write_audio
 from .codec.config import SAMPLE_RATE as RATE
 from .errors import AudioError
 
@@ -70,11 +70,16 @@ def read_audio(source: Source, max_seconds: float | None = None) -> Sound:
     samples are scaled to [-1, 1). A sound longer than `max_seconds` is refused by its header (an MP3: after so many
     seconds), never decoded whole. Raises AudioError: missing, not a sound, damaged, empty, too long, NaN or infinity.
     """
-    if isinstance(source, tuple):
+    if isinstance(source, tuple) and len(source) == 2:
         return _from_array(*source, max_seconds)
-    if isinstance(source, bytes):
+    if isinstance(source, bytes | bytearray | memoryview):
         return _from_file(io.BytesIO(source), "The recording", max_seconds)
     if not isinstance(source, str | os.PathLike):
+        if isinstance(source, io.TextIOBase) or not (hasattr(source, "read") and hasattr(source, "seekable")):
+            raise AudioError(
+                "A recording is a path, the bytes of a sound file, a binary file object, or (samples, rate), "
+                f"not a value of type {type(source).__name__}."
+            )
         return _from_file(source, str(getattr(source, "name", "The recording")), max_seconds)
     try:
         file = open(source, "rb")
@@ -86,12 +91,13 @@ def read_audio(source: Source, max_seconds: float | None = None) -> Sound:
 
 
 def _from_file(file: BinaryIO, label: str, max_seconds: float | None) -> Sound:
+    soundfile = libsndfile()
     if not file.seekable():
         file = io.BytesIO(file.read())
     if not file.seek(0, io.SEEK_END):
         raise AudioError(f"{label} is empty (0 bytes). Give a recording.")
     with ThreadPoolExecutor(1) as thread:  # libsndfile calls back into Python; a Ctrl-C would come up there and be lost
-        samples, rate = thread.submit(_decode, file, label, max_seconds).result()
+        samples, rate = thread.submit(_decode, soundfile, file, label, max_seconds).result()
     _check_length(len(samples), rate, max_seconds, label)
     file.seek(0)
     digest = hashlib.sha256()
@@ -100,7 +106,7 @@ def _from_file(file: BinaryIO, label: str, max_seconds: float | None) -> Sound:
     return _sound(samples, rate, digest.hexdigest(), label)
 
 
-def _decode(file: BinaryIO, label: str, max_seconds: float | None) -> tuple[np.ndarray, int]:
+def _decode(soundfile: ModuleType, file: BinaryIO, label: str, max_seconds: float | None) -> tuple[np.ndarray, int]:
     """float32 [L, channels], of which there is a sample more than `max_seconds` at most, and the rate."""
     file.seek(0)
     try:
@@ -121,7 +127,10 @@ def _decode(file: BinaryIO, label: str, max_seconds: float | None) -> tuple[np.n
 
 def _from_array(samples: Any, rate: int, max_seconds: float | None) -> Sound:
     label = "The recording"
-    array = np.asarray(samples)
+    try:
+        array = np.asarray(samples)
+    except (TypeError, ValueError) as exc:  # rows of unequal length, a tensor on a GPU
+        raise AudioError(f"{label} is no array ({exc}). Give samples as [L] or [L, channels].") from exc
     pcm = array[:, None] if array.ndim == 1 else array
     if pcm.ndim != 2 or not 1 <= pcm.shape[1] <= 256:
         raise AudioError(f"{label} has shape {list(array.shape)}. Give samples as [L] or [L, channels].")
@@ -161,7 +170,13 @@ def _check_length(frames: int, rate: int, max_seconds: float | None, label: str)
 
 def resample(pcm: np.ndarray, rate: int, to: int) -> np.ndarray:
     """float32 [L] at `rate` Hz -> float32 [about L * to / rate] at `to` Hz, by soxr at very high quality."""
-    return pcm if rate == to else soxr.resample(pcm, rate, to, quality="VHQ")
+    if rate == to:
+        return pcm
+    try:
+        import soxr
+    except ImportError as exc:
+        raise AudioError(f"Resampling from {rate} to {to} Hz needs the package soxr: pip install soxr.") from exc
+    return soxr.resample(pcm, rate, to, quality="VHQ")
 
 
 def read_reference(source: Source) -> Reference:

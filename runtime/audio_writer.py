@@ -6,11 +6,10 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, BinaryIO, Self, cast
 
 import numpy as np
-import soundfile
 
 from .errors import AudioError
 from .files import AtomicFile, write_errors
@@ -148,6 +147,19 @@ def play(pcm: np.ndarray, rate: int = 24_000) -> None:
         raise AudioError(f"No sound card plays this ({exc}). Write a file instead.") from exc
 
 
+def libsndfile() -> ModuleType:
+    """The package `soundfile`, imported when it is needed: speaking into memory and writing WAV do without."""
+    try:
+        import soundfile
+    except ImportError as exc:
+        raise AudioError(
+            "Reading sound files, and writing any but WAV, needs soundfile: pip install soundfile."
+        ) from exc
+    except OSError as exc:  # the package is there, the library below it is not
+        raise AudioError("soundfile does not find its library libsndfile (Debian: apt install libsndfile1).") from exc
+    return soundfile
+
+
 def _format(path: Target, format: str | None) -> str:
     """The key of FORMATS that `format`, or else the suffix of `path`, names; a stream is wav."""
     if format is None and path != "-" and isinstance(path, str | os.PathLike):
@@ -211,6 +223,7 @@ class _Sndfile:
     def __init__(self, stream: BinaryIO, rate: int, container: str, encoding: str) -> None:
         if not stream.seekable():
             raise AudioError(f"{encoding.lower()} cannot be written into a pipe. Write wav, or write into a file.")
+        self._soundfile = soundfile = libsndfile()
         self._thread = ThreadPoolExecutor(1)
         self._stream = _Kept(stream)
         self._sound = self._run(lambda: soundfile.SoundFile(self._stream, "w", rate, 1, encoding, format=container))
@@ -227,7 +240,7 @@ class _Sndfile:
     def _run(self, function: Callable, *args: Any) -> Any:
         try:
             result = self._thread.submit(function, *args).result()
-        except (soundfile.SoundFileError, AssertionError) as exc:  # an assert: it counts fewer samples written
+        except (self._soundfile.SoundFileError, AssertionError) as exc:  # an assert: it counts fewer samples written
             if self._stream.error is None:
                 why = getattr(exc, "error_string", exc)
                 raise AudioError(f"The sound cannot be encoded: {why} Write wav instead.") from exc

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from .errors import CheckpointError, RequestError
@@ -111,9 +112,16 @@ class EngineConfig:
     max_context: int = MAX_CONTEXT  # rows of prompt and speech per request, if the model takes so many
     kv_rows: int = 8192  # rows of all requests and cached voices together
     page_size: int = 16  # rows per page of the KV cache
+    prefill_rows: int = 2048  # prompt rows of one pass; between two of them everybody gets a row
+    graphs: bool = True  # CUDA: rows and codec pushes are captured and replayed
+    deterministic: bool = False  # a request's codes never hang on what else runs, to the last bit; slower
 
     def __post_init__(self):
-        for name in ("max_batch", "max_context", "kv_rows", "page_size"):
+        _make_plain(self)
+        for name in ("graphs", "deterministic"):
+            if not isinstance(getattr(self, name), bool):
+                raise RequestError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
+        for name in ("max_batch", "max_context", "kv_rows", "page_size", "prefill_rows"):
             if not _is_number(getattr(self, name), int) or getattr(self, name) < 1:
                 raise RequestError(f"{name} is {getattr(self, name)!r}; it must be a whole number, at least 1.")
         if self.max_context > MAX_CONTEXT:
@@ -124,6 +132,11 @@ class EngineConfig:
     @property
     def num_pages(self) -> int:
         return math.ceil(self.kv_rows / self.page_size)
+
+    @property
+    def num_slots(self) -> int:
+        """Utterances on their way: those in the batch, and some whose last sound is still being made."""
+        return self.max_batch + max(2, self.max_batch // 4)
 
 
 @dataclass(frozen=True)
@@ -140,6 +153,7 @@ class SamplingParams:
     max_rows: int = 2048
 
     def __post_init__(self):
+        _make_plain(self)
         # The type is checked as well: these values come straight out of other people's JSON.
         if not _is_number(self.temperature) or not 0 <= self.temperature <= 10:
             raise RequestError(f"temperature is {self.temperature!r}; it must lie between 0 (greedy) and 10.")
@@ -155,6 +169,19 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         return self.temperature <= 1e-5 or self.top_k == 1
+
+
+def plain(value: Any) -> Any:
+    """A number of another library (numpy's scalars, say) as Python's int or float; anything else as it is."""
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, numbers.Rational) else value
+
+
+def _make_plain(config: Any) -> None:
+    """So that a numpy integer is as good a seed as any, and prints, compares and overflows like the others."""
+    for field in fields(config):
+        object.__setattr__(config, field.name, plain(getattr(config, field.name)))
 
 
 def _is_number(value: object, kind: type | tuple[type, ...] = (int, float)) -> bool:

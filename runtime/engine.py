@@ -1,42 +1,43 @@
-"""The engine: requests from any thread, one worker thread that steps the model and the codec."""
+"""The engine: requests from any thread, one loop that steps the model and the codec."""
 
 from __future__ import annotations
 
-import dataclasses
+import asyncio
+import functools
 import os
 import secrets
+import time
 import warnings
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, overload
 
 import numpy as np
 import torch
 
-from . import prompt, text
+from . import text
 from .audio import Reference, read_reference
-from .checkpoint import Checkpoint
 from .codec import Codec
 from .config import EngineConfig, SamplingParams
-from .delay import CODEBOOKS
-from .devices import pick_device, pick_dtype
-from .errors import CapacityError, CheckpointError, RequestError
-from .guard import Guard
-from .hub import resolve
-from .mailbox import Mailbox
-from .models import CODEC_PREFIX, Model, load_model
-from .request import Plan, Request, SpeechStream, cancelled
+from .driver import Driver
+from .errors import OctavoError, RequestError
+from .load import load_parts, too_large
+from .loop import Loop
+from .memory_plan import MemoryPlan
+from .models import Model
+from .outbox import Outbox
+from .request import Request, Sink
 from .runner import Runner
-from .scheduler import Scheduler, Sequence
-from .speech import FRAME_RATE, Speech
-from .tags import without_tags
+from .scheduler import Scheduler
+from .script import Script
+from .session import Gate, Session
+from .speech import Speech, Stats
+from .streams import SpeechStream, cancelled
 from .tokenizer import Tokenizer
 from .utterance import Utterance
 from .voice import EncodeCache, Voice, VoiceStore, find_voice
 
 PIECES_AT_ONCE = 4  # of one long text, so that it leaves slots to others
-MOST_CARRIED = 30 * FRAME_RATE  # frames of a text's first piece that the others take as their voice
 
 
 class Engine:
@@ -45,19 +46,26 @@ class Engine:
         with Engine.load("higgs-tts-3-4b") as engine:
             engine.generate("Hello there.").save("hello.wav")
 
-    Requests made at the same time run together, in one batch. Nothing is global.
+    Requests made at the same time run together, in one batch. Nothing is global: no signal handlers, no settings of
+    torch, streams of its own on the GPU.
     """
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, codec: Codec, config: EngineConfig):
+    def __init__(self, model: Model, tokenizer: Tokenizer, codec: Codec, config: EngineConfig, *, worker: bool = True):
+        """worker: a thread runs the loop. Without it the loop runs in `step`, and wherever somebody waits for sound.
+
+        Raises CapacityError when the KV cache does not fit.
+        """
         self.model, self.tokenizer, self.codec, self.config = model, tokenizer, codec, config
         self.voices, self._cache = VoiceStore(), EncodeCache()
-        self._runner, self._scheduler = Runner(model, config), Scheduler(config)
-        self._stream = codec.stream(config.max_batch)
-        self._requests: list[Request] = []
-        self._speaking: dict[int, Utterance] = {}  # by slot: of the model and of the codec stream alike
-        this = weakref.ref(self)
-        self._mailbox = mailbox = Mailbox(lambda: _work(this, mailbox))
-        weakref.finalize(self, mailbox.close)  # also when the interpreter ends: a worker must not be cut off in torch
+        try:
+            self._runner = Runner(model, config)
+            self._runner.capture()
+            sounds = codec.stream(self._runner.codes, graphs=config.graphs)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise too_large(model.device) from error
+        self._loop = Loop(Scheduler(config), self._runner, sounds)
+        self._driver = Driver(self._loop, self._runner, sounds, worker)
+        self._began = time.monotonic()
 
     @classmethod
     def load(
@@ -68,42 +76,30 @@ class Engine:
         *,
         download: bool = False,
         progress: Callable[[int, int], None] = lambda done, total: None,
-        **options: int,
+        worker: bool = True,
+        vram: str | int | float | None = None,
+        planned: Callable[[MemoryPlan], None] = lambda plan: None,
+        **options: int | bool,
     ) -> Engine:
         """Loads a checkpoint folder, or a model id that is in the local Hugging Face cache (or may be downloaded).
 
         device: `cpu`, `cuda`, `cuda:1`, or `auto`, a GPU where there is one. dtype: `fp32`, `bf16`, or `auto`: bf16 on
         a GPU, and on the CPU fp32 where that fits into half of the memory. `progress(done, total)` counts layers.
-        options: the fields of EngineConfig. Raises CheckpointError, CapacityError, RequestError.
+        worker: False for hosts that own the loop and call `step`. options: the fields of EngineConfig. vram: a budget
+        (`8GiB`, `0.8` of the device) within which what the options leave open is chosen; `planned(plan)` is told before
+        anything is loaded. Raises CheckpointError, CapacityError, RequestError.
         """
-        if unknown := options.keys() - {field.name for field in dataclasses.fields(EngineConfig)}:
-            raise RequestError(f"The engine has no option {', '.join(sorted(unknown))}.")
-        config = EngineConfig(**options)
-        checkpoint = Checkpoint.open(resolve(os.fspath(path), download))
-        target = pick_device(device)
-        number_type = pick_dtype(dtype, target, checkpoint)
-        tokenizer = Tokenizer.load(checkpoint.folder)
-        try:
-            codec = Codec.load(checkpoint.weights(CODEC_PREFIX), target)
-            model = load_model(checkpoint, target, number_type, progress)
-            checkpoint.release()
-            if codec.config.codebooks != model.cfg.num_codebooks:
-                raise CheckpointError(
-                    f"The codec has {codec.config.codebooks} codebooks, the language model {model.cfg.num_codebooks}: "
-                    "the checkpoint is damaged. Download it again."
-                )
-            if tokenizer.vocab_size > model.cfg.vocab_size:
-                raise CheckpointError(
-                    f"tokenizer.json has {tokenizer.vocab_size} tokens and the text embedding {model.cfg.vocab_size} "
-                    "rows: they do not belong together. Download the checkpoint again."
-                )
-            config = dataclasses.replace(config, max_context=min(config.max_context, model.cfg.max_context))
-            return cls(model, tokenizer, codec, config)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise CapacityError(
-                f"The model and its KV cache do not fit into the memory of {target} (on disk it has "
-                f"{checkpoint.nbytes / 1e9:.1f} GB). Close other programs, lower kv_rows, or use another device."
-            ) from error
+        parts = load_parts(
+            path,
+            device,
+            dtype,
+            download=download,
+            progress=progress,
+            vram=vram,
+            planned=planned,
+            options=options,
+        )
+        return cls(parts.model, parts.tokenizer, parts.codec, parts.config, worker=worker)
 
     def stream(
         self,
@@ -118,13 +114,16 @@ class Engine:
         split: str = "auto",
         guard: bool = True,
         strict: bool = False,
+        first_chunk: str = "exact",
     ) -> SpeechStream:
-        """Speaks `content`: returns at once with an iterator of chunks.
+        """Speaks `content`: returns at once with an iterator of chunks, for `for` and for `async for`.
 
         voice: a Voice, a voice file, or the name of a stored voice. seed: None draws one; Speech.seed tells it. split:
         `auto` speaks a long text in pieces, each from seed + its number and in the same voice; `none` keeps it one
         piece. guard: cuts runaways, and limits each piece's rows by the length of its text; without it max_rows (per
-        piece) is the only limit. strict: an unknown tag is an error, not a warning.
+        piece) is the only limit. strict: an unknown tag is an error, not a warning. first_chunk: `exact` waits for row
+        18, and the stream is sample for sample the whole decode; `fast` speaks with row 8, its first frames decoded
+        without what follows them (see `bench` for how far off they are).
 
         Raises RequestError (text, sampling values, voice) and CapacityError before anything is queued.
         """
@@ -137,32 +136,84 @@ class Engine:
         cleaned = text.clean(content, strict=strict)
         pieces = [piece.text for piece in text.split(cleaned.text)] if split == "auto" else [cleaned.text]
         speaker = self._find_voice(voice)
+        script = self._script(speaker, sampling, guard, first_chunk)
+        for piece in pieces:
+            script.add(piece)
+        told = (*cleaned.warnings, *(speaker.warnings if speaker else ()))
+        out = self._outbox()
+        request = self._request(script, out, pieces, told)
+        self._driver.post(lambda: self._loop.add(request))
+        return SpeechStream(request, out, self._cancel)
 
-        def start(number: int, first: Utterance | None) -> Utterance:
-            sequence = sequences[number]
-            if first and speaker is None:  # now it is known what voice the first piece got
-                carried = self._carried(first, pieces[0])
-                sequence = self._sequence(pieces[number], number, sampling, guard, carried)
-            watch = Guard(text.silence_allowance(pieces[number])) if guard else None
-            utterance = Utterance(sequence, self._stream.lookahead, watch)
-            self._scheduler.add(sequence)
-            return utterance
+    @overload
+    def generate(self, content: str, voice: Voice | str | Path | None = None, **options) -> Speech: ...
+    @overload
+    def generate(self, content: list[str], voice: Voice | str | Path | None = None, **options) -> list[Speech]: ...
+    def generate(self, content, voice=None, **options):
+        """The whole speech at once: `stream` collected, with the same arguments. A list of texts is spoken together, in
+        one batch, and gives a list; if one of them cannot be spoken, none is."""
+        if not isinstance(content, list):
+            with self.stream(content, voice, **options) as stream:
+                return stream.result()
+        streams: list[SpeechStream] = []
+        try:
+            for one in content:
+                streams.append(self.stream(one, voice, **options))
+            return [stream.result() for stream in streams]
+        finally:
+            for stream in streams:
+                stream.close()
 
-        sequences: list[Sequence] = []
-        for number, piece in enumerate(pieces):
-            # A later piece must fit with the longest voice that the first may give it.
-            example = self._most_carried(sequences[0], pieces[0]) if number and speaker is None else speaker
-            sequences.append(self._sequence(piece, number, sampling, guard, example))
-            self._scheduler.check(sequences[number])
-        ahead = min(PIECES_AT_ONCE, self.config.max_batch)
-        request = Request(Plan(tuple(pieces), seed, cleaned.warnings), start, ahead, carry=speaker is None)
-        self._mailbox.post(lambda: self._requests.append(request))
-        return SpeechStream(request, self._cancel)
+    async def astream(self, content: str, voice: Voice | str | Path | None = None, **options):
+        """An async generator of chunks; `stream` with the same arguments, and the text work off the event loop."""
+        stream = await asyncio.to_thread(functools.partial(self.stream, content, voice, **options))
+        with stream:
+            async for chunk in stream:
+                yield chunk
 
-    def generate(self, content: str, voice: Voice | str | Path | None = None, **options) -> Speech:
-        """The whole speech at once: `stream` collected, with the same arguments."""
-        with self.stream(content, voice, **options) as stream:
-            return stream.result()
+    def session(
+        self,
+        voice: Voice | str | Path | None = None,
+        *,
+        temperature: float = 0.8,
+        top_k: int | None = 50,
+        top_p: float | None = None,
+        seed: int | None = None,
+        max_rows: int = 2048,
+        guard: bool = True,
+        first_chunk: str = "exact",
+    ) -> Session:
+        """A session for text that arrives piece by piece; see Session. The arguments are those of `stream`."""
+        seed = secrets.randbits(32) if seed is None else seed
+        sampling = SamplingParams(temperature, top_k, top_p, seed, max_rows)
+        speaker = self._find_voice(voice)
+
+        def open_request(gate: Gate) -> tuple[Script, Request]:
+            script = self._script(speaker, sampling, guard, first_chunk)
+            request = self._request(script, gate, [], (), closed=False, whole=False)
+            self._driver.post(lambda: self._loop.add(request))
+            return script, request
+
+        def act(request: Request, action: Callable[[], None]) -> None:
+            def do() -> None:
+                action()
+                self._loop.touch(request)
+
+            self._driver.post(do)
+
+        def end(request: Request) -> None:
+            self._driver.try_post(lambda: self._loop.end(request, None))
+
+        return Session(open_request, act, end, self._outbox())
+
+    def abort(self, id: str) -> None:
+        """Cancels the request of that id (SpeechStream.id), from any thread; an unknown or finished one is no error."""
+
+        def find() -> None:
+            for request in [request for request in self._loop.requests if request.id == id]:
+                self._loop.end(request, cancelled())
+
+        self._driver.try_post(find)
 
     def encode_voice(
         self,
@@ -199,9 +250,38 @@ class Engine:
         """codes: integers [T, 8] -> float32 [960 * T] at 24 kHz."""
         return self.codec.decode(codes)
 
+    def warmup(self) -> None:
+        """Does once what the first request would otherwise wait for, kernels that are compiled and pages that are
+        touched: speaks a word that nobody hears."""
+        self.generate("Warm.", seed=0, max_rows=40, guard=False)
+
+    def stats(self) -> Stats:
+        """How busy the engine is, as of now; from any thread."""
+        scheduler = self._loop.scheduler
+        return Stats(
+            requests=len(self._loop.requests),
+            running=len(scheduler.running),
+            prefilling=len(scheduler.prefilling),
+            waiting=len(scheduler.waiting),
+            max_batch=self.config.max_batch,
+            free_pages=scheduler.pool.free_pages,
+            kept_pages=scheduler.pool.kept_pages,
+            num_pages=scheduler.pool.num_pages,
+            rows=self._loop.rows,
+            seconds=time.monotonic() - self._began,
+            failure=self._driver.failure,
+        )
+
+    def step(self) -> bool:
+        """For hosts that own the loop (`worker=False`): one row for everybody, in the calling thread, always the same.
+        False when there was nothing to do. Chunks wait in their streams."""
+        if self._driver.worker:
+            raise OctavoError("This engine has a worker thread. Load it with worker=False to step it yourself.")
+        return self._driver.pump()
+
     def close(self) -> None:
         """Cancels what runs and ends the worker. The engine cannot be used afterwards; closing twice is harmless."""
-        self._mailbox.close()
+        self._driver.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -216,121 +296,42 @@ class Engine:
             voice.require_codec(self.codec.fingerprint)
         return voice
 
-    def _carried(self, first: Utterance, said: str) -> Voice | None:
-        """The voice of a text's first piece, for the others; a runaway is no example to follow."""
-        if first.finish_reason in ("loop", "silence"):
-            return None
-        whole = first.num_frames <= MOST_CARRIED
-        transcript = without_tags(said) if whole else None  # which would tell more than is heard
-        return Voice(codes=first.codes[:MOST_CARRIED], transcript=transcript, codec=self.codec.fingerprint)
+    def _script(self, voice: Voice | None, sampling: SamplingParams, guard: bool, first_chunk: str) -> Script:
+        if first_chunk not in ("exact", "fast"):
+            raise RequestError(f"first_chunk is {first_chunk!r}; it must be 'exact' or 'fast'.")
+        return Script(
+            self.tokenizer,
+            self.codec.fingerprint,
+            voice,
+            sampling,
+            guard=guard,
+            fast=first_chunk == "fast",
+            check=self._loop.scheduler.check,
+        )
 
-    def _most_carried(self, first: Sequence, said: str) -> Voice:
-        """As long a voice as `_carried` may return."""
-        frames = min(MOST_CARRIED, first.max_rows - CODEBOOKS + 1)
-        codes = np.zeros((frames, CODEBOOKS), np.int16)
-        return Voice(codes=codes, transcript=without_tags(said), codec=self.codec.fingerprint)
+    def _request(
+        self, script: Script, out: Sink, pieces: list[str], told: Iterable[str], closed: bool = True, whole: bool = True
+    ) -> Request:
+        def start(request: Request, number: int) -> Utterance:
+            utterance = script.utterance(number, request.utterances[0] if number else None)
+            self._loop.begin(request, utterance)
+            return utterance
+
+        return Request(
+            pieces,
+            start,
+            out,
+            seed=script.sampling.seed,
+            warnings=tuple(told),
+            ahead=min(PIECES_AT_ONCE, self.config.max_batch),
+            carry=script.voice is None,
+            closed=closed,
+            whole=whole,
+        )
 
     def _cancel(self, request: Request) -> None:
-        self._mailbox.try_post(lambda: self._end(request, cancelled()))
+        self._driver.try_post(lambda: self._loop.end(request, cancelled()))
 
-    def _sequence(
-        self, piece: str, number: int, sampling: SamplingParams, guard: bool, voice: Voice | None
-    ) -> Sequence:
-        rows = min(sampling.max_rows, text.row_cap(piece)) if guard else sampling.max_rows
-        own = dataclasses.replace(sampling, seed=(sampling.seed + number) % 2**63, max_rows=rows)
-        if voice is None:
-            return Sequence(prompt.build(self.tokenizer, piece), own)
-        return Sequence(prompt.build(self.tokenizer, piece, voice.codes, voice.transcript), own, voice.key)
-
-    # From here on: the worker thread.
-
-    def _turn(self, actions: list[Callable[[], None]], closed: bool) -> bool:
-        """What was posted, then one step; whether there is more to do. Nothing may end the worker but the end."""
-        try:
-            for action in actions:
-                action()
-            if closed:
-                raise cancelled()
-            if self._requests:
-                self._step()
-        except Exception as error:  # a bug, the device's memory, the end: nobody may wait for ever
-            for request in list(self._requests):
-                self._end(request, error)
-        return bool(self._requests)
-
-    def _step(self) -> None:
-        """One row for everybody: admit and prefill, decode, turn finished frames to sound, hand it out."""
-        for request in list(self._requests):
-            self._advance(request)
-        step = self._scheduler.schedule()
-        if step.prefill:
-            self._begin(step.prefill)
-            self._collect(step.prefill, *self._runner.prefill(step.prefill))
-            self._scheduler.prefilled(step.prefill)
-        if step.decode:
-            self._collect(step.decode, *self._runner.decode_row(step.decode))
-        self._vocode()
-
-    def _advance(self, request: Request) -> None:
-        try:
-            request.advance()
-        except Exception as error:  # whatever is wrong with this request, the others go on
-            self._end(request, error)
-        else:
-            if request.finished:
-                self._requests.remove(request)
-
-    def _begin(self, sequences: list[Sequence]) -> None:
-        utterances = {u.sequence: u for request in self._requests for u in request.utterances}
-        for sequence in sequences:
-            self._speaking[sequence.slot] = utterances[sequence]
-        self._stream.reset([sequence.slot for sequence in sequences])
-
-    def _collect(self, sequences: list[Sequence], rows: np.ndarray, done: np.ndarray) -> None:
-        for sequence, row, last in zip(sequences, rows, done.tolist(), strict=True):
-            self._speaking[sequence.slot].add_row(row, last)
-
-    def _vocode(self) -> None:
-        """Pushes what is due through the codec, equal lengths together; who has all their sound leave."""
-        while due := self._due():
-            for frames, slots in due.items():
-                taken = [self._speaking[slot].take(frames) for slot in slots]
-                sounds = self._stream.push(slots, torch.stack([codes for codes, _ in taken]), [end for _, end in taken])
-                for slot, sound in zip(slots, sounds, strict=True):
-                    self._speaking[slot].add_sound(sound.cpu().numpy())
-        for slot, utterance in list(self._speaking.items()):
-            if utterance.flushed:
-                del self._speaking[slot]
-                self._scheduler.finish(utterance.sequence)
-
-    def _due(self) -> dict[int, list[int]]:
-        """Number of frames -> the slots from which so many should be pushed now."""
-        due: dict[int, list[int]] = {}
-        for slot, utterance in self._speaking.items():
-            if frames := utterance.due():
-                due.setdefault(frames, []).append(slot)
-        return due
-
-    def _end(self, request: Request, error: Exception) -> None:
-        """Takes a request out, wherever its pieces are, and tells the caller why."""
-        if request not in self._requests:
-            return
-        self._requests.remove(request)
-        for utterance in request.utterances:
-            self._speaking.pop(utterance.sequence.slot, None)
-            self._scheduler.finish(utterance.sequence)
-        request.out.put(error)
-
-
-def _work(reference: weakref.ref[Engine], mailbox: Mailbox) -> None:
-    """The worker. While it waits it holds no engine: one that is dropped without `close` gives its memory back."""
-    busy = False
-    while True:
-        actions, closed = mailbox.take(wait=not busy)
-        engine = reference()
-        if engine is None:
-            return
-        busy = engine._turn(actions, closed)
-        del engine, actions
-        if closed:
-            return
+    def _outbox(self) -> Outbox:
+        """Without a worker, whoever waits at it steps the loop."""
+        return Outbox(None if self._driver.worker else self._driver.pump)

@@ -27,3 +27,7 @@ class CapacityError(OctavoError):
 
 class CancelledError(OctavoError):
     """The request was cancelled, or its engine was closed, before it finished."""
+
+
+class EngineError(OctavoError):
+    """The engine's device failed, and with it everything that ran there. Load the engine again."""

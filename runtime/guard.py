@@ -1,4 +1,4 @@
-"""Sees a runaway: a model that repeats its rows or stays silent will not stop by itself before the row limit."""
+"""Sees runaways: a model that repeats its rows or stays silent will not stop by itself before the row limit."""
 
 from __future__ import annotations
 
@@ -7,38 +7,62 @@ import numpy as np
 from .speech import FRAME_RATE, SAMPLES_PER_FRAME
 
 LOOP_ROWS = 2 * FRAME_RATE  # rows that repeat exactly, in all codebooks: sampling never does that in speech
-LOOP_PERIOD = 8  # longest repeated pattern, rows
+LOOP_PERIODS = range(1, 9)  # lengths of repeated patterns, rows; none is longer than LOOK_EVERY
 STUCK_ROWS = 4 * FRAME_RATE  # rows with one and the same code in codebook 0, as greedy decoding ends up in
+LOOK_EVERY = 8  # rows
 SILENCE = 10 ** (-55 / 20)  # RMS of a frame; the quietest whispering is 15 dB louder
+OFF = np.iinfo(np.int32).max
+_RECENT = np.arange(-2 * LOOK_EVERY, 0)
 
 
-class Guard:
-    """One utterance's. `silence_allowance`: seconds of unbroken silence that its text may ask for."""
+class Guards:
+    """One line per slot; looking at many utterances costs the same few numpy calls as looking at one."""
 
-    def __init__(self, silence_allowance: float):
-        self.reason: str | None = None  # `loop` or `silence` once seen
-        self._quiet_limit = round(silence_allowance * FRAME_RATE)
-        self._quiet = 0
-        self._recent: list[bytes] = []
-        self._repeats = [0] * (LOOP_PERIOD + 1)  # per period: rows that equalled the row a period earlier, in a row
-        self._stuck, self._code = 0, -1
+    def __init__(self, codes: np.ndarray):
+        """codes: [slots, rows, 8] int16, where the rows are kept that `look` will speak of."""
+        slots = len(codes)
+        self._words = codes.view(np.uint64)  # [slots, rows, 2]: a row is two words
+        self._repeats = np.zeros((slots, len(LOOP_PERIODS)), np.int32)  # rows that equalled the row a period earlier
+        # Columns of one matrix, so that a beginning is one assignment.
+        self._state = np.zeros((slots, 5), np.int64)
+        self._stuck, self._quiet = self._state[:, :2].T  # rows, frames
+        self._repeat_limit, self._stuck_limit, self._quiet_limit = self._state[:, 2:].T
 
-    def add_row(self, row: np.ndarray) -> None:
-        """row: [8] int64, as generated."""
-        key = row.tobytes()
-        for period in range(1, len(self._recent) + 1):
-            same = self._recent[-period] == key
-            self._repeats[period] = self._repeats[period] + 1 if same else 0
-        self._recent = [*self._recent, key][-LOOP_PERIOD:]
-        self._stuck = self._stuck + 1 if row[0] == self._code else 1
-        self._code = row[0]
-        if max(self._repeats) >= LOOP_ROWS or self._stuck >= max(STUCK_ROWS, self._quiet_limit + FRAME_RATE):
-            self.reason = self.reason or "loop"
+    def begin(self, slot: int, allowance: float | None) -> None:
+        """A new utterance. allowance: seconds of unbroken silence that its text may ask for; None: nothing is cut."""
+        self._repeats[slot] = 0
+        repeat = stuck = quiet = OFF
+        if allowance is not None:
+            quiet = round(allowance * FRAME_RATE)
+            repeat, stuck = LOOP_ROWS, max(STUCK_ROWS, quiet + FRAME_RATE)
+        self._state[slot] = (0, 0, repeat, stuck, quiet)
 
-    def add_pcm(self, pcm: np.ndarray) -> None:
-        """pcm: float32 [960 * n + rest]; the rest is left out."""
+    def look(self, slots: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Called every LOOK_EVERY rows: slot i has rows[i] of them. [n] bool, whether the last ones make it a loop."""
+        known = (rows >= 2 * LOOK_EVERY)[:, None]
+        recent = self._words[slots[:, None], rows[:, None] + _RECENT]  # [n, 16, 2]
+        last, codes = recent[:, LOOK_EVERY:], recent[:, LOOK_EVERY - 1 :, 0] & 0xFFFF  # of codebook 0, and one before
+        same = np.empty((len(slots), len(LOOP_PERIODS)), bool)
+        for number, period in enumerate(LOOP_PERIODS):
+            same[:, number] = (last == recent[:, LOOK_EVERY - period : -period]).all((1, 2))
+        repeats = (self._repeats[slots] + LOOK_EVERY) * (same & known)
+        self._repeats[slots] = repeats
+        stuck = (self._stuck[slots] + LOOK_EVERY) * ((codes == codes[:, :1]).all(-1) & known[:, 0])
+        self._stuck[slots] = stuck
+        return (repeats.max(-1) >= self._repeat_limit[slots]) | (stuck >= self._stuck_limit[slots])
+
+    def add_pcm(self, slot: int, pcm: np.ndarray) -> bool:
+        """pcm: float32 [960 * n + rest], the rest is left out. Whether that makes the silence too long."""
+        if self._quiet_limit[slot] == OFF:
+            return False
+        if np.dot(pcm, pcm) > SILENCE**2 * len(pcm):  # loud on the whole: that silence ends it is soon enough
+            self._quiet[slot] = 0
+            return False
         frames = pcm[: len(pcm) // SAMPLES_PER_FRAME * SAMPLES_PER_FRAME].reshape(-1, SAMPLES_PER_FRAME)
-        for quiet in np.sqrt(np.mean(np.square(frames), axis=1)) < SILENCE:
-            self._quiet = self._quiet + 1 if quiet else 0
-            if self._quiet > self._quiet_limit:
-                self.reason = self.reason or "silence"
+        loud = np.einsum("ij,ij->i", frames, frames) >= SILENCE**2 * SAMPLES_PER_FRAME
+        quiet, longest = int(self._quiet[slot]), 0
+        for sounds in loud.tolist():
+            quiet = 0 if sounds else quiet + 1
+            longest = max(longest, quiet)
+        self._quiet[slot] = quiet
+        return longest > int(self._quiet_limit[slot])

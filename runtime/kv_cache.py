@@ -12,29 +12,34 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
+import numpy as np
+
 DUMMY_PAGE = 0  # belongs to nobody: tables are padded with it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reservation:
-    """A sequence's pages, in order. Its first `reused_rows` rows are in them once page `copy` (from, to) is copied."""
+    """A sequence's pages [n] int32, in order. Its first `reused_rows` rows are in them once page `copy` (from, to) is
+    copied."""
 
-    pages: list[int]
+    pages: np.ndarray
     reused_rows: int = 0
     copy: tuple[int, int] | None = None
 
 
+NOTHING = Reservation(np.zeros(0, np.int32))
+
+
 class PagePool:
+    """A reservation costs a few numpy calls, however many pages it takes."""
+
     def __init__(self, num_pages: int, page_size: int):
         """`num_pages` usable pages, numbered 1..num_pages."""
         self.num_pages, self.page_size = num_pages, page_size
-        self._free = list(range(num_pages, 0, -1))  # popped from the end: low numbers first
-        self._holders = [0] * (num_pages + 1)
+        self._free = np.arange(num_pages, 0, -1, dtype=np.int32)  # a stack: low numbers first
+        self.free_pages = num_pages  # its height
+        self._holders = np.zeros(num_pages + 1, np.int32)
         self._prefixes: OrderedDict[bytes, Reservation] = OrderedDict()  # least recently used first
-
-    @property
-    def free_pages(self) -> int:
-        return len(self._free)
 
     def pages_for(self, rows: int) -> int:
         return -(-rows // self.page_size)
@@ -42,7 +47,7 @@ class PagePool:
     @property
     def kept_pages(self) -> int:
         """Pages of voices' prefixes; of these, what no sequence holds counts as free when it is needed."""
-        return sum(len(kept.pages) for kept in self._prefixes.values())
+        return sum(len(kept.pages) for kept in list(self._prefixes.values()))  # asked by other threads
 
     def reserve(self, rows: int, prefix: bytes | None = None) -> Reservation | None:
         """Pages for `rows` rows, of which the voice `prefix` may fill the first; None if there are not enough.
@@ -53,47 +58,45 @@ class PagePool:
         if prefix and kept:
             self._prefixes.move_to_end(prefix)
         # A copy takes a page more than a prompt without it, and then the prefix itself may be what stands in the way.
-        return (self._reserve(rows, kept) if kept else None) or self._reserve(rows, Reservation([]))
+        return (self._reserve(rows, kept) if kept else None) or self._reserve(rows, NOTHING)
 
     def _reserve(self, rows: int, kept: Reservation) -> Reservation | None:
         whole = kept.reused_rows // self.page_size
         shared = kept.pages[:whole]
-        self._hold(kept.pages)  # before anything is dropped
         needed = self.pages_for(rows) - whole
-        while needed > len(self._free) and self._drop_unused_prefix():
-            pass
-        self.release(kept.pages)
-        if needed > len(self._free):
-            return None
-        fresh = [self._free.pop() for _ in range(needed)]
-        self._hold(shared + fresh)
-        copy = (kept.pages[whole], fresh[0]) if len(kept.pages) > whole else None
-        return Reservation(shared + fresh, kept.reused_rows, copy)
+        if needed > self.free_pages:
+            self._holders[kept.pages] += 1  # it must not be dropped itself
+            while needed > self.free_pages and self._drop_unused_prefix():
+                pass
+            self._holders[kept.pages] -= 1
+            if needed > self.free_pages:
+                return None
+        self.free_pages -= needed
+        fresh = self._free[self.free_pages : self.free_pages + needed][::-1]
+        pages = np.concatenate((shared, fresh))
+        self._holders[pages] += 1
+        copy = (int(kept.pages[whole]), int(fresh[0])) if len(kept.pages) > whole else None
+        return Reservation(pages, kept.reused_rows, copy)
 
-    def keep_prefix(self, prefix: bytes, pages: list[int], rows: int) -> None:
+    def keep_prefix(self, prefix: bytes, pages: np.ndarray, rows: int) -> None:
         """Keeps the pages of a sequence's first `rows` rows, which must be final, under the voice's key."""
         if prefix not in self._prefixes:
             kept = pages[: self.pages_for(rows)]
-            self._hold(kept)
+            self._holders[kept] += 1
             self._prefixes[prefix] = Reservation(kept, rows)
 
-    def has_prefix(self, prefix: bytes) -> bool:
-        return prefix in self._prefixes
-
-    def release(self, pages: list[int]) -> None:
-        for page in pages:
-            self._holders[page] -= 1
-            assert self._holders[page] >= 0, page
-            if self._holders[page] == 0:
-                self._free.append(page)
-
-    def _hold(self, pages: list[int]) -> None:
-        for page in pages:
-            self._holders[page] += 1
+    def release(self, pages: np.ndarray) -> None:
+        """pages: all different."""
+        self._holders[pages] -= 1
+        left = self._holders[pages]
+        assert (left >= 0).all(), pages
+        gone = pages[left == 0]
+        self._free[self.free_pages : self.free_pages + len(gone)] = gone
+        self.free_pages += len(gone)
 
     def _drop_unused_prefix(self) -> bool:
         for prefix, kept in self._prefixes.items():
-            if all(self._holders[page] == 1 for page in kept.pages):
+            if (self._holders[kept.pages] == 1).all():
                 del self._prefixes[prefix]
                 self.release(kept.pages)
                 return True

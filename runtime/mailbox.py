@@ -10,9 +10,9 @@ from .errors import OctavoError
 
 
 class Mailbox:
-    """Actions for one worker thread, which starts with the first of them."""
+    """Actions for one worker thread, which starts with the first of them; or for whoever calls `take`, without one."""
 
-    def __init__(self, work: Callable[[], None]):
+    def __init__(self, work: Callable[[], None] | None):
         self._work = work
         self._wake = threading.Condition()
         self._actions: list[Callable[[], None]] = []
@@ -25,10 +25,12 @@ class Mailbox:
         with self._wake:
             if self._closed:
                 raise OctavoError("The engine is closed. Load it again.")
-            if self._thread is None:
-                self._process = os.getpid()
-                self._thread = threading.Thread(target=self._work, name="octavo", daemon=True)
-                self._thread.start()
+            if self._work is None:
+                pass
+            elif self._thread is None:
+                thread = threading.Thread(target=self._work, name="octavo", daemon=True)
+                thread.start()
+                self._thread, self._process = thread, os.getpid()
             elif self._process != os.getpid():
                 raise OctavoError("The engine spoke before this process was forked. Load one after the fork.")
             self._actions.append(action)
@@ -54,5 +56,6 @@ class Mailbox:
         with self._wake:
             self._closed = True
             self._wake.notify()
-        if self._thread and self._thread is not threading.current_thread() and self._process == os.getpid():
-            self._thread.join()
+        thread = self._thread
+        if thread and thread is not threading.current_thread() and self._process == os.getpid():
+            thread.join()

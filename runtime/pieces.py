@@ -129,16 +129,23 @@ def _pack(text: str, units: list[Span], length: Length, target: int, limit: int)
 
 
 def _carry(text: str, spans: Iterable[Span]) -> Iterator[Piece]:
-    force: dict[str, str] = {}  # by slot, in the order the user first wrote them
+    force: dict[str, str] = {}
     for start, end in spans:
-        body = text[start:end]
-        own = {CARRIED_SLOT.get(found) for found in CONTROL_TAG.findall(_opening(_OPENING_TAGS, body))}
-        carried = "".join(found for slot, found in force.items() if slot not in own)
-        emotions = _opening(_OPENING_EMOTIONS, body)
-        yield Piece(emotions + carried + body[len(emotions) :], start, end)
-        for found in CONTROL_TAG.findall(body):
-            if slot := CARRIED_SLOT.get(found):
-                force[slot] = found
+        yield Piece(carry(text[start:end], force), start, end)
+
+
+def carry(body: str, force: dict[str, str]) -> str:
+    """`body` opened by the tags that are in force, but for those it replaces itself; its own are in force afterwards.
+
+    force: tags by their slot (style, speed, ...), in the order the user first wrote them; changed in place.
+    """
+    own = {CARRIED_SLOT.get(found) for found in CONTROL_TAG.findall(_opening(_OPENING_TAGS, body))}
+    carried = "".join(found for slot, found in force.items() if slot not in own)
+    emotions = _opening(_OPENING_EMOTIONS, body)
+    for found in CONTROL_TAG.findall(body):
+        if slot := CARRIED_SLOT.get(found):
+            force[slot] = found
+    return emotions + carried + body[len(emotions) :]
 
 
 def _opening(pattern: re.Pattern[str], body: str) -> str:

@@ -1,44 +1,58 @@
-"""One call of the engine: its pieces of text, the order of their sound, and the caller's end of it."""
+"""One call of the engine: its pieces of text and the order of their sound."""
 
 from __future__ import annotations
 
-import queue
+import functools
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
-from .errors import CancelledError, OctavoError
 from .seams import fade, level
 from .speech import SAMPLE_RATE, SAMPLES_PER_FRAME, Chunk, Segment, Speech, Usage
 from .utterance import Utterance
 
 _WORST_FIRST = ("loop", "silence", "length", "stop")
+Item = Chunk | Exception | Speech | Callable[[], Speech] | None
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What the caller asked for: the pieces' texts, the seed of the first, and what to tell the user."""
+class Sink(Protocol):
+    """Where a request's sound goes: an Outbox, or the gate before one."""
 
-    texts: tuple[str, ...]
-    seed: int
-    warnings: tuple[str, ...]
+    def put(self, item: Item, /) -> None: ...
 
 
 class Request:
-    """The engine's side, used by its worker thread alone: puts finished sound in order into `out`.
+    """The engine's side, used by the loop's thread alone: puts finished sound in order into `out`, and at the end
+    what makes the Speech, for the caller to call: it copies all the sound once more, for which the loop has no time.
 
     The first piece is heard as it is made. A later one waits until it is whole, because its level is matched to the
     first one's; it is made while the earlier ones are heard.
     """
 
-    def __init__(self, plan: Plan, start: Callable[[int, Utterance | None], Utterance], ahead: int, carry: bool):
-        """start(i, the first piece if i > 0) brings piece i on its way; `ahead`: how many at once; `carry`: the others
-        take the first piece's voice, so they wait for it."""
-        self.plan, self.out = plan, queue.SimpleQueue[Chunk | Speech | Exception]()
+    def __init__(
+        self,
+        texts: list[str],
+        start: Callable[[Request, int], Utterance],
+        out: Sink,
+        *,
+        seed: int,
+        warnings: tuple[str, ...] = (),
+        ahead: int,
+        carry: bool,
+        closed: bool = True,
+        whole: bool = True,
+    ):
+        """start(self, i) brings piece i on its way; ahead: how many at once; carry: the others take the first piece's
+        voice, so they wait for it; closed: no text will be added; whole: the caller may ask for the Speech, else
+        sound that was given out is forgotten, and None is the end."""
+        self.id = uuid.uuid4().hex
+        self.texts, self.seed, self.warnings, self.closed = texts, seed, warnings, closed
+        self.out = out
         self.utterances: list[Utterance] = []
-        self._start, self._ahead, self._carry = start, ahead, carry
+        self._start, self._ahead, self._carry, self._whole = start, ahead, carry, whole
         self._heard = 0  # pieces given out completely
         self._taken = 0  # sounds of the current piece given out
         self._pcm: list[np.ndarray] = []
@@ -48,127 +62,87 @@ class Request:
 
     @property
     def finished(self) -> bool:
-        return self._heard == len(self.plan.texts)
+        return self.closed and self._heard == len(self.texts)
 
     def advance(self) -> None:
-        """Starts pieces, gives out what can be heard; called after every step."""
-        running = sum(not utterance.flushed for utterance in self.utterances)
-        while len(self.utterances) < len(self.plan.texts) and running < self._ahead and not self._must_wait():
-            first = self.utterances[0] if self.utterances else None
-            self.utterances.append(self._start(len(self.utterances), first))
-            running += 1
-        while not self.finished and self._heard < len(self.utterances) and self._give(self.utterances[self._heard]):
+        """Starts pieces, gives out what can be heard; called whenever something has happened to them."""
+        if len(self.utterances) < len(self.texts):
+            running = sum(not utterance.flushed for utterance in self.utterances[self._heard :])
+            while len(self.utterances) < len(self.texts) and running < self._ahead and not self._must_wait():
+                self.utterances.append(self._start(self, len(self.utterances)))
+                running += 1
+        while self._heard < len(self.utterances) and self._give(self.utterances[self._heard]):
+            if not self._whole:
+                self.utterances[self._heard].sound.clear()
             self._heard, self._taken = self._heard + 1, 0
         if self.finished:
-            self.out.put(self._speech())
+            self.out.put(self._ending() if self._whole else None)
 
     def _must_wait(self) -> bool:
         return self._carry and bool(self.utterances) and not self.utterances[0].flushed
 
     def _give(self, utterance: Utterance) -> bool:
         """Gives out the current piece's new sound; true when that was the last of it."""
-        last = self._heard == len(self.plan.texts) - 1
+        flushed, last = utterance.flushed, self.closed and self._heard == len(self.texts) - 1
         if self._heard == 0:
-            for number in range(self._taken, len(utterance.sound)):
-                ending = utterance.flushed and number == len(utterance.sound) - 1 and not last
-                self._put(fade(utterance.sound[number], start=False, end=True) if ending else utterance.sound[number])
-            self._taken = len(utterance.sound)
-            if utterance.flushed and not last:
+            new, self._taken = utterance.sound[self._taken :], len(utterance.sound)
+            if flushed and not last and new:
+                new[-1] = fade(new[-1], start=False, end=True)
                 _, self._loudness = level(np.concatenate(utterance.sound), None)
-        elif utterance.flushed:
+            for pcm in new:
+                self._put(pcm)
+        elif flushed:
             pcm, self._loudness = level(np.concatenate(utterance.sound), self._loudness)
             self._put(fade(pcm, start=True, end=not last))
-        return utterance.flushed
+        return flushed
 
     def _put(self, pcm: np.ndarray) -> None:
         if len(pcm):
             self._first_audio = self._first_audio or time.perf_counter() - self._began
-            self.out.put(Chunk(pcm, self._samples, self._heard, len(self.plan.texts)))
-            self._pcm.append(pcm)
+            self.out.put(Chunk(pcm, self._samples, self._heard, len(self.texts)))
             self._samples += len(pcm)
+            if self._whole:
+                self._pcm.append(pcm)
 
-    def _speech(self) -> Speech:
-        segments, frame = [], 0
-        for text, utterance in zip(self.plan.texts, self.utterances, strict=True):
-            assert utterance.finish_reason is not None, text
-            segments.append(Segment(text, frame, frame + utterance.num_frames, utterance.finish_reason))
-            frame += utterance.num_frames
-        assert self._samples == frame * SAMPLES_PER_FRAME, (self._samples, frame)
-        sequences = [utterance.sequence for utterance in self.utterances]
-        usage = Usage(
-            prompt_tokens=sum(sequence.prompt_rows for sequence in sequences),
-            reused_tokens=sum(sequence.reused_rows for sequence in sequences),
-            rows=sum(sequence.rows_done for sequence in sequences),
-            audio_seconds=self._samples / SAMPLE_RATE,
-            seconds=time.perf_counter() - self._began,
-            first_audio_seconds=self._first_audio,
-        )
-        return Speech(
-            pcm=np.concatenate([np.zeros(0, np.float32), *self._pcm]),
-            sample_rate=SAMPLE_RATE,
-            codes=np.concatenate([utterance.codes for utterance in self.utterances]),
-            segments=tuple(segments),
-            finish_reason=min((segment.finish_reason for segment in segments), key=_WORST_FIRST.index),
-            seed=self.plan.seed,
-            usage=usage,
-            warnings=self.plan.warnings,
+    def _ending(self) -> Callable[[], Speech]:
+        """Makes the whole speech. It holds no request, because that holds the outbox in which this will lie."""
+        seconds = time.perf_counter() - self._began
+        return functools.partial(
+            _speech, self.texts, self.utterances, self._pcm, self.seed, self.warnings, seconds, self._first_audio
         )
 
 
-class SpeechStream(Iterator[Chunk]):
-    """The caller's side: an iterator of chunks as they become final, and the whole speech in `result()`.
-
-    `cancel()` may be called from any thread; dropping or closing the stream cancels as well.
-    """
-
-    def __init__(self, request: Request, cancel: Callable[[Request], None]):
-        self._request, self._cancel = request, cancel
-        self._end: Speech | Exception | None = None
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Sentences about the text or the voice, known before the first chunk."""
-        return self._request.plan.warnings
-
-    @property
-    def seed(self) -> int:
-        return self._request.plan.seed
-
-    def __next__(self) -> Chunk:
-        if self._end is None:
-            item = self._request.out.get()
-            if isinstance(item, Chunk):
-                return item
-            self._end = item
-            self._request.out.put(item)  # for whoever else waits at this stream
-        if isinstance(self._end, Exception):
-            raise self._end
-        raise StopIteration
-
-    def result(self) -> Speech:
-        """Waits for the end and returns the whole speech. Raises what broke it, CancelledError after `cancel`."""
-        for _ in self:
-            pass
-        assert isinstance(self._end, Speech)
-        return self._end
-
-    def cancel(self) -> None:
-        """Stops the request before its next row; its slot and pages are free for others then."""
-        self._cancel(self._request)
-
-    def close(self) -> None:
-        if self._end is None:
-            self.cancel()
-
-    def __enter__(self) -> SpeechStream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self.close()
-
-
-def cancelled() -> OctavoError:
-    return CancelledError("The request was cancelled before it finished.")
+def _speech(
+    texts: list[str],
+    utterances: list[Utterance],
+    pcm: list[np.ndarray],
+    seed: int,
+    warnings: tuple[str, ...],
+    seconds: float,
+    first_audio: float,
+) -> Speech:
+    segments, frame = [], 0
+    for text, utterance in zip(texts, utterances, strict=True):
+        assert utterance.finish_reason is not None, text
+        segments.append(Segment(text, frame, frame + utterance.num_frames, utterance.finish_reason))
+        frame += utterance.num_frames
+    whole = np.concatenate([np.zeros(0, np.float32), *pcm])
+    assert len(whole) == frame * SAMPLES_PER_FRAME, (len(whole), frame)
+    usage = Usage(
+        prompt_tokens=sum(utterance.sequence.prompt_rows for utterance in utterances),
+        reused_tokens=sum(utterance.sequence.reused_rows for utterance in utterances),
+        rows=sum(utterance.rows for utterance in utterances),
+        audio_seconds=len(whole) / SAMPLE_RATE,
+        seconds=seconds,
+        first_audio_seconds=first_audio,
+    )
+    return Speech(
+        pcm=whole,
+        sample_rate=SAMPLE_RATE,
+        codes=np.concatenate([utterance.codes for utterance in utterances]),
+        segments=tuple(segments),
+        finish_reason=min((segment.finish_reason for segment in segments), key=_WORST_FIRST.index),
+        seed=seed,
+        usage=usage,
+        warnings=warnings,
+    )

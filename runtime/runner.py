@@ -1,148 +1,263 @@
-"""Runs the model: prompts in, one row of codes per running request out. The only place that lays out its inputs.
+"""Runs the model: chunks of prompts in, one row of codes per running request out. The only place that lays out its
+inputs.
 
-Whatever a request may vary lies in tensors with one row per slot, at fixed addresses, so that a captured row can read
-them; nothing about a request is a constant of the computation.
+Rows are launched, and read later: `prefill` and `decode` return at once, `collect` waits for the oldest row that is
+under way. On CUDA one row may be under way while the host works on the one before; on the CPU nothing is gained by
+that. Nobody else knows which it is, nor whether a row is a captured graph.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
-from octavo.kernels.delay_step import delay_step
-from octavo.kernels.philox import uniform
+from octavo.kernels.launch import on_triton
+from octavo.kernels.prefill_attention import prefill_tiles
 from octavo.kernels.rope import rope_table
-from octavo.kernels.sample_codes import sample_codes
+from octavo.kernels.rows import Rows
+from octavo.kernels.sample_row import sample_row
 
 from .config import EngineConfig
+from .graph import RowGraphs, row_sizes
 from .kv_cache import DUMMY_PAGE
-from .layers.attention import Rows
+from .lanes import Lanes
 from .memory import lazy_zeros
 from .models import Model
 from .prompt import PLACEHOLDER
-from .scheduler import Sequence
+from .scheduler import Chunk
 
-
-class Slots:
-    """What the device knows of each running request: tensors with one row per slot."""
-
-    def __init__(self, slots: int, config: EngineConfig, codebooks: int, device: torch.device):
-        def full(*shape: int, value: float = 0, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-            return torch.full((slots, *shape), value, dtype=dtype, device=device)
-
-        self.table = full(-(-config.max_context // config.page_size))  # pages, padded with the dummy page
-        self.length = full()  # rows in the KV cache
-        self.row = full()  # generated rows
-        self.last = full(codebooks)  # the newest row, which is fed back
-        self.delay = full()  # rows of the ramp-in so far
-        self.left = full(value=-1)  # rows of the ramp-out to come; -1 before it
-        self.temperature = full(dtype=torch.float32)  # 0: greedy
-        self.top_k = full()
-        self.top_p = full(value=1, dtype=torch.float32)
-        self.draws = full(config.max_context, codebooks, dtype=torch.float32)  # u of every row to come
+COPIED_AT_ONCE = 8  # pages, each of all layers: what lies between may take 20 MB
+MOST_UNDER_WAY = 4  # launches: a prefill and a row that nobody has read, and those of the step before
 
 
 class Runner:
     def __init__(self, model: Model, config: EngineConfig):
         cfg = model.cfg
         self.model, self.config, self.device = model, config, model.device
+        self.on_cuda = self.device.type == "cuda"
+        self.lookahead = 1 if self.on_cuda else 0  # rows that may be under way while the host reads an older one
+        # One of its own, so that nobody else's work on the GPU is waited for; before the codec's, where both could run.
+        self.stream = stream = torch.cuda.Stream(self.device, priority=-1) if self.on_cuda else None
+        self._on_stream: AbstractContextManager = torch.cuda.stream(stream) if stream else contextlib.nullcontext()
+        self.sizes = row_sizes(config.max_batch) if self.on_cuda else ()  # of captured rows; (): as many as there are
         pages = (cfg.num_layers, config.num_pages + 1, config.page_size, 2, cfg.num_kv_heads, cfg.head_dim)
         # Zeros, not whatever was there: rows beyond a sequence's end are masked out, but 0 * NaN would be NaN.
         self.pages = lazy_zeros(pages, model.dtype, self.device)
         self.rope = rope_table(config.max_context, cfg.head_dim, cfg.rope_theta, self.device, model.dtype)
-        self.slots = Slots(config.max_batch, config, cfg.num_codebooks, self.device)
+        # The last slot is nobody's: idle lanes store their rows there.
+        self.codes = lazy_zeros((config.num_slots + 1, config.max_context, cfg.num_codebooks), torch.int16, self.device)
+        lanes = max(self.sizes, default=config.max_batch)
+        longest = -(-config.max_context // config.page_size)
+        self.lanes = Lanes(lanes, longest, cfg.num_codebooks, config.num_slots, self.device)
+        self._counters = torch.zeros(lanes * cfg.num_kv_heads, dtype=torch.int32, device=self.device)
+        self._graphs: RowGraphs | None = None
+        self._under_way: deque[_Launch] = deque()
+        state = self.lanes.state.shape
+        self._read = [torch.empty(state, dtype=torch.int32, pin_memory=self.on_cuda) for _ in range(MOST_UNDER_WAY)]
+        self._turn = 0
+        if stream:
+            stream.wait_stream(torch.cuda.current_stream(self.device))  # which writes weights and zeros
 
     @torch.inference_mode()
-    def prefill(self, sequences: list[Sequence]) -> tuple[np.ndarray, np.ndarray]:
-        """Runs the prompts, all in one pass, beginning behind what their voices' pages hold already, and samples
-        their first row. Returns what `decode_row` returns."""
-        S, device = self.config.page_size, self.device
-        if copies := [sequence.copy for sequence in sequences if sequence.copy]:
-            source, target = (list(pages) for pages in zip(*copies, strict=True))
-            self.pages[:, target] = self.pages[:, source]
-        embedded, positions, kv_slots, spans, ends = [], [], [], [], []
-        for sequence in sequences:
-            self._admit(sequence)
-            first, last = sequence.reused_rows, sequence.prompt_rows
-            table = torch.tensor(sequence.pages, device=device)
-            position = torch.arange(first, last, device=device)
-            embedded.append(self._embed_prompt(sequence))
-            positions.append(position)
-            kv_slots.append(table[position // S] * S + position % S)
-            spans.append((last - first, last, table[: -(-last // S)]))
-            ends.append(last - first)
-        cos, sin = self.rope[torch.cat(positions)].split(1, 1)
-        rows = Rows(cos, sin, torch.cat(kv_slots), spans=spans)
-        hidden = self.model(torch.cat(embedded), rows, self.pages)
-        last_rows = hidden[torch.tensor(ends, device=device).cumsum(0) - 1]
-        return self._sample(last_rows, sequences, self._index(sequences))
+    def capture(self) -> None:
+        """CUDA: records the rows, so that decoding replays them. Takes seconds; without it rows are launched one kernel
+        after the other."""
+        if self.on_cuda and self.config.graphs and self._graphs is None:
+            with self._on_stream:
+                self._graphs = RowGraphs(self.sizes, self._row)
 
     @torch.inference_mode()
-    def decode_row(self, sequences: list[Sequence]) -> tuple[np.ndarray, np.ndarray]:
-        """Feeds each sequence's last row back and samples the next: rows [B, 8] int64 delayed codes, and done [B] bool,
-        true where the ramp-out is complete."""
-        S, slots = self.config.page_size, self.slots
-        index = self._index(sequences)
-        position = slots.length[index]
-        pages = max(sequence.prompt_rows + sequence.rows_done - 1 for sequence in sequences) // S + 1
-        table = slots.table[index, :pages]
-        kv_slots = table.gather(1, (position // S)[:, None])[:, 0] * S + position % S
-        cos, sin = self.rope[position].split(1, 1)
-        beyond = torch.arange(pages * S, device=self.device) > position[:, None]
-        mask = torch.zeros(beyond.shape, dtype=self.model.dtype, device=self.device).masked_fill_(beyond, -torch.inf)
-        rows = Rows(cos, sin, kv_slots, table, mask[:, None, None])
-        hidden = self.model(self.model.embed_audio(slots.last[index]), rows, self.pages)
-        slots.length[index] = position + 1
-        return self._sample(hidden, sequences, index)
+    def prefill(self, chunks: list[Chunk]) -> None:
+        """Runs the chunks in one pass. Whose prompt is complete gets the next lane, in order, and its first row."""
+        with self._on_stream:
+            x, rows, ends = self._lay_out(chunks)
+            hidden = self.model(x, rows, self.pages)
+            if len(ends):
+                first = self.lanes.running
+                try:
+                    for chunk in chunks:
+                        if chunk.completes:
+                            self.lanes.join(chunk.sequence, self.model.cfg.codebook_vocab)
+                    self.lanes.upload()
+                    self._sample(hidden.index_select(0, ends), first, self.lanes.running)
+                except BaseException:
+                    while self.lanes.running > first:  # nobody has joined
+                        self.lanes.leave(self.lanes.running - 1, self.lanes.running - 1)
+                    raise
+                self._launched(first)
 
-    def _sample(
-        self, hidden: torch.Tensor, sequences: list[Sequence], index: torch.Tensor
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Draws the next row of each sequence and moves its state on. hidden: [B, hidden]; index: [B], their slots."""
-        slots, cfg = self.slots, self.model.cfg
-        row_number = slots.row[index]
-        limits = [sequence.sampling.top_k or cfg.codebook_vocab for sequence in sequences]
-        sampled = sample_codes(
-            self.model.logits(hidden),
-            slots.draws[index, row_number],
-            slots.temperature[index],
-            slots.top_k[index],
-            slots.top_p[index],
-            max_top_k=max(limits),
-            any_top_p=any((sequence.sampling.top_p or 1.0) < 1.0 for sequence in sequences),
+    @torch.inference_mode()
+    def decode(self) -> None:
+        """Feeds every lane's last row back and samples the next."""
+        with self._on_stream:
+            self.lanes.upload()
+            n = self.lanes.running
+            size = next((size for size in self.sizes if size >= n), n)
+            if self._graphs:
+                self._graphs.replay(size)
+            elif self.config.deterministic and not self.on_cuda:
+                for lane in range(n):  # the CPU's products take another order for another number of rows
+                    self._row(lane, lane + 1)
+            else:
+                self._row(0, size)
+            self.lanes.advance()
+            self._launched(0)
+
+    def collect(self) -> tuple[np.ndarray, np.ndarray]:
+        """Waits for the oldest launch under way: rows [n, 8] int16 of delayed codes, and done [n] int16, 1 where the
+        ramp-out is complete; by lanes, as they were then. Later launches overwrite them."""
+        launch = self._under_way.popleft()
+        if launch.event:
+            launch.event.synchronize()
+        values, codebooks = launch.values.numpy().view(np.int16), self.model.cfg.num_codebooks
+        return values[:, :codebooks], values[:, codebooks]
+
+    @property
+    def slots(self) -> np.ndarray:
+        """[n] int64, of the running lanes."""
+        return self.lanes.slots
+
+    @property
+    def under_way(self) -> int:
+        """Launches that nobody has collected."""
+        return len(self._under_way)
+
+    @property
+    def last_event(self) -> torch.cuda.Event | None:
+        """CUDA: of the newest launch; behind it its rows are stored."""
+        return self._under_way[-1].event if self._under_way else None
+
+    def leave(self, last: int, gap: int) -> None:
+        """As `Scheduler.finish` says: the last lane moves into the gap."""
+        with self._on_stream:
+            self.lanes.leave(last, gap)
+
+    def synchronize(self) -> None:
+        """Waits until the device has done what was launched."""
+        if self.stream:
+            self.stream.synchronize()
+
+    def forget(self) -> None:
+        """After an error: nothing is under way, and nobody runs."""
+        self._under_way.clear()
+        self.lanes.clear()
+
+    def _row(self, first: int, last: int) -> None:
+        """A row of these lanes; what CUDA graphs capture. Reads and writes tensors of fixed addresses only."""
+        model, lane = self.model, self.lanes.view(first, last)
+        codes = lane.out[:, : model.cfg.num_codebooks]
+        x = model.start_row(codes, lane.row, lane.prompt, lane.active, lane.positions)
+        table = lane.table
+        if not on_triton(self.pages):  # the reference attends over whole tables: as few pages as the longest has
+            table = table[:, : int(lane.positions.max()) // self.config.page_size + 1]
+        rows = Rows(
+            lane.positions,
+            lane.owner,
+            table,
+            self.rope,
+            self.config.page_size,
+            counters=self._counters,
+            deterministic=self.config.deterministic,
         )
-        row, delay, left, done = delay_step(sampled, slots.delay[index], slots.left[index], cfg.boc, cfg.eoc)
-        slots.last[index], slots.delay[index], slots.left[index] = row, delay, left
-        slots.row[index] = row_number + 1
-        for sequence in sequences:
-            sequence.rows_done += 1
-        return row.cpu().numpy(), done.cpu().numpy()
+        self._sample(model(x, rows, self.pages), first, last)
 
-    def _index(self, sequences: list[Sequence]) -> torch.Tensor:
-        return torch.tensor([sequence.slot for sequence in sequences], device=self.device)
+    def _sample(self, hidden: torch.Tensor, first: int, last: int) -> None:
+        """Draws the next row of these lanes from their final hidden states [B, hidden] and moves their state on."""
+        lane, cfg = self.lanes.view(first, last), self.model.cfg
+        sample_row(
+            self.model.logits(hidden),
+            lane.row,
+            lane.seed,
+            lane.temperature,
+            lane.top_k,
+            lane.top_p,
+            lane.left,
+            lane.slot,
+            self.codes,
+            lane.out,
+            cfg.boc,
+            cfg.eoc,
+        )
 
-    def _admit(self, sequence: Sequence) -> None:
-        """Writes a new owner's state into its slot; nothing of the previous owner stays."""
-        slots, n, sampling, cfg = self.slots, sequence.slot, sequence.sampling, self.model.cfg
-        slots.table[n] = DUMMY_PAGE
-        slots.table[n, : len(sequence.pages)] = torch.tensor(sequence.pages)
-        slots.length[n] = sequence.prompt_rows
-        slots.row[n], slots.delay[n], slots.left[n] = 0, 0, -1
-        slots.temperature[n] = 0.0 if sampling.greedy else sampling.temperature
-        slots.top_k[n] = min(sampling.top_k or cfg.codebook_vocab, cfg.codebook_vocab)
-        slots.top_p[n] = sampling.top_p or 1.0
-        counters = torch.arange(sampling.max_rows * cfg.num_codebooks).view(-1, cfg.num_codebooks)  # row * 8 + codebook
-        slots.draws[n, : sampling.max_rows] = uniform(sampling.seed, counters).to(self.device)
+    def _launched(self, first: int) -> None:
+        """What the lanes from `first` on have computed can be collected."""
+        assert len(self._under_way) < MOST_UNDER_WAY
+        values = self._read[self._turn][: self.lanes.running - first]
+        self._turn = (self._turn + 1) % MOST_UNDER_WAY
+        values.copy_(self.lanes.state[first : self.lanes.running], non_blocking=True)
+        event = None
+        if self.on_cuda:
+            event = torch.cuda.Event()
+            event.record()
+        self._under_way.append(_Launch(values, event))
 
-    def _embed_prompt(self, sequence: Sequence) -> torch.Tensor:
-        """The prompt's rows behind the reused ones, [n, hidden]. Reference rows go by their absolute position."""
-        first, prompt = sequence.reused_rows, sequence.prompt
-        ids = torch.tensor(prompt.ids[first:])
-        audio = ids == PLACEHOLDER
-        x = self.model.embed_text(ids.masked_fill(audio, 0))
-        if audio.any():
-            assert prompt.reference_rows is not None
-            skipped = sum(token == PLACEHOLDER for token in prompt.ids[:first])
-            reference = torch.as_tensor(prompt.reference_rows[skipped:], device=self.device)
-            x[audio.to(self.device)] = self.model.embed_audio(reference)
-        return x
+    def _lay_out(self, chunks: list[Chunk]) -> tuple[torch.Tensor, Rows, torch.Tensor]:
+        """The chunks' embedded rows [N, hidden], what the kernels must know of them, and where those rows stand [n]
+        whose prompts are complete. Everything goes to the device in one piece."""
+        S = self.config.page_size
+        counts = np.array([chunk.last - chunk.first for chunk in chunks])
+        lasts = np.array([chunk.last for chunk in chunks])
+        ends = counts.cumsum()
+        positions = np.arange(ends[-1]) + (lasts - ends).repeat(counts)
+        owner = np.arange(len(chunks)).repeat(counts)
+        table = np.full((len(chunks), -(-int(lasts.max()) // S)), DUMMY_PAGE)
+        for line, chunk in zip(table, chunks, strict=True):
+            pages = chunk.sequence.pages[: -(-chunk.last // S)]
+            line[: len(pages)] = pages
+        spans = list(zip(counts.tolist(), lasts.tolist(), strict=True))
+        tiles = prefill_tiles(spans, torch.device("cpu")).numpy() if on_triton(self.pages) else table[:0]
+        ids = np.concatenate([chunk.sequence.token_ids[chunk.first : chunk.last] for chunk in chunks])
+        (places,) = np.nonzero(ids == PLACEHOLDER)
+        ids[places] = 0
+        codes = [chunk.sequence.reference_rows(chunk.first, chunk.last) for chunk in chunks]
+        complete = ends[[chunk.completes for chunk in chunks]] - 1
+        copies = np.array([chunk.copy for chunk in chunks if chunk.copy]).reshape(-1, 2).T
+        lists = (positions, owner, table, tiles, places, np.concatenate(codes), complete, *copies)
+        on_device = self._upload(lists)
+        device_positions, device_owner, device_table, device_tiles, device_places, device_codes, device_ends = (
+            on_device[:7]
+        )
+        if copies.size:  # the page that a voice's prefix fills in part: its new user writes on in a copy
+            for source, target in zip(*(part.split(COPIED_AT_ONCE) for part in on_device[7:]), strict=True):
+                self.pages.index_copy_(1, target.long(), self.pages.index_select(1, source))
+        x = self.model.embed_text(torch.from_numpy(ids))
+        if len(places):
+            x.index_copy_(0, device_places.long(), self.model.embed_audio(device_codes))
+        rows = Rows(
+            device_positions,
+            device_owner,
+            device_table,
+            self.rope,
+            S,
+            spans=spans,
+            tiles=device_tiles,
+            deterministic=self.config.deterministic,
+        )
+        return x, rows, device_ends
+
+    def _upload(self, arrays: Iterable[np.ndarray]) -> list[torch.Tensor]:
+        """As int32 on the device, without waiting: a copy from pageable memory would stop the host until the device has
+        come to it."""
+        arrays = list(arrays)
+        places = np.cumsum([0] + [-(-array.size // 4) * 4 for array in arrays])  # 16 bytes: as the kernels expect them
+        packed = torch.empty(int(places[-1]), dtype=torch.int32, pin_memory=self.on_cuda)
+        host = packed.numpy()
+        for place, array in zip(places, arrays, strict=False):
+            host[place : place + array.size] = array.ravel()
+        device = packed.to(self.device, non_blocking=True)
+        return [
+            device[place : place + array.size].view(array.shape)
+            for place, array in zip(places.tolist(), arrays, strict=False)
+        ]
+
+
+@dataclass(frozen=True)
+class _Launch:
+    values: torch.Tensor  # [n, 6] int32, lines of Lanes.state, on the host once the event has come
+    event: torch.cuda.Event | None

@@ -61,6 +61,24 @@ class Usage:
         return self.seconds / self.audio_seconds if self.audio_seconds else float("inf")
 
 
+@dataclass(frozen=True)
+class Stats:
+    """How busy an engine is. `rows`: generated since it was loaded, `seconds` ago; `kept_pages`: of voices, for reuse;
+    `failure`: why it has stopped, if it has."""
+
+    requests: int
+    running: int
+    prefilling: int
+    waiting: int
+    max_batch: int
+    free_pages: int
+    kept_pages: int
+    num_pages: int
+    rows: int
+    seconds: float
+    failure: str | None
+
+
 @dataclass(frozen=True, eq=False)
 class Speech:
     """A finished speech. `pcm`: float32 [960 * T] at `sample_rate`; `codes`: int16 [T, 8], undelayed.

@@ -22,10 +22,12 @@ import numpy as np
 import safetensors.numpy
 
 from .codec.config import FRAME_RATE
+from .config import plain
 from .delay import BOC, CODEBOOKS
 from .encode_cache import EncodeCache
 from .errors import VoiceError
 from .files import user_folder, write_atomic
+from .text import neutralise
 
 __all__ = ["EncodeCache", "Voice", "VoiceStore", "check_codes", "find_voice"]
 
@@ -81,9 +83,11 @@ class Voice:
             raise VoiceError(
                 f"The source of a voice is a SHA-256 of 64 hexadecimal digits, not {self.source_sha256!r}."
             )
-        if self.seed is not None and not (isinstance(self.seed, int) and 0 <= self.seed < 1 << 63):
+        seed = plain(self.seed)
+        if seed is not None and not (type(seed) is int and 0 <= seed < 1 << 63):
             raise VoiceError(f"The seed of a voice is a whole number from 0 to 2^63 - 1, not {self.seed!r}.")
         object.__setattr__(self, "codes", codes)
+        object.__setattr__(self, "seed", seed)
         if self.transcript is not None and not self.transcript.strip():
             object.__setattr__(self, "transcript", None)
 
@@ -94,6 +98,14 @@ class Voice:
     @property
     def seconds(self) -> float:
         return len(self.codes) / FRAME_RATE
+
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """What whoever speaks with this voice should know, in sentences."""
+        _, removed = neutralise(self.transcript or "")
+        if not removed:
+            return ()
+        return (f"Removed {', '.join(removed)} from the voice's transcript: it frames prompts and is no control tag.",)
 
     @cached_property
     def key(self) -> bytes:
@@ -244,7 +256,11 @@ class VoiceStore:
 
 def find_voice(name_or_path: str | os.PathLike, store: VoiceStore | None = None) -> Voice:
     """The voice in a file, if there is such a file or what is given looks like one; else the stored voice so named."""
-    path, store = Path(name_or_path), store or VoiceStore()
+    try:
+        path, store = Path(name_or_path), store or VoiceStore()
+    except TypeError as exc:
+        kind = type(name_or_path).__name__
+        raise VoiceError(f"A voice is named by a string or a path, not by a value of type {kind}.") from exc
     if path.suffix or len(path.parts) > 1 or (os.path.isfile(path) and not store.has(str(name_or_path))):
         return Voice.load(path)
     return store.get(str(name_or_path))

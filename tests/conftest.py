@@ -15,6 +15,10 @@ import hypothesis
 import pytest
 import torch
 
+if not torch.cuda.is_available():  # kernels are interpreted; read when octavo.kernels is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from octavo.kernels import launch
 from octavo.runtime import engine
 from octavo.tools.make_checkpoint import make_checkpoint
 
@@ -47,6 +51,20 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     return torch.device(request.param)
+
+
+@pytest.fixture(params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
+def triton_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Where ops launch their kernels: on the CPU under Triton's interpreter, or on CUDA, compiled."""
+    pytest.importorskip("triton")
+    cuda = torch.cuda.is_available()
+    if (request.param == "cuda") != cuda:
+        pytest.skip("no CUDA device" if not cuda else "compiled on this machine, not interpreted")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills what torch.empty returns with NaN
+    with launch.forced():
+        yield torch.device("cuda" if cuda else "cpu")
+    torch.use_deterministic_algorithms(before)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from octavo.tools.cli import build_parser
+from octavo.tools.commands import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [path.name for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md") if path.exists()]

@@ -11,10 +11,17 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .inventory import CODEC, CODECS, MODELS, TEXT_TABLE, inventory
+from .inventory import CODEC, CODECS, MODELS, inventory
 
-_REQUIRED = ("torch", "safetensors", "tokenizers", "numpy", "soundfile", "soxr")
+if TYPE_CHECKING:
+    import torch
+
+    from octavo.runtime.codec.config import CodecConfig
+    from octavo.runtime.config import ModelConfig
+
+_REQUIRED = ("torch", "safetensors", "tokenizers", "numpy", "tqdm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,8 +87,10 @@ def _triton() -> str:
 
 
 def _sound_files() -> str:
-    import soundfile
-
+    try:
+        import soundfile
+    except (ImportError, OSError) as error:
+        return f"no: {error}; WAV can be written, for the rest: pip install soundfile"
     can = soundfile.available_formats()
     subtypes = {subtype for container in can for subtype in soundfile.available_subtypes(container)}
     formats = {"wav": "WAV" in can, "flac": "FLAC" in can, "ogg": "VORBIS" in subtypes, "opus": "OPUS" in subtypes,
@@ -93,46 +102,63 @@ def _sound_files() -> str:
 
 
 def _resampling() -> str:
-    import soxr
-
+    try:
+        import soxr
+    except ImportError:
+        return "no: recordings that are not at 24 kHz need it: pip install soxr"
     return f"soxr {soxr.__version__}"
 
 
 def _memory() -> str:
-    total, free = memory()
-    fits = [
-        f"4b {'fits' if needed < free else 'does not fit'} in {dtype} on the CPU (needs {needed / 1e9:.0f} GB)"
-        for dtype, needed in (("bf16", memory_needed("4b", 2)), ("fp32", memory_needed("4b", 4)))
-    ]
-    return f"{total / 1e9:.1f} GB, {free / 1e9:.1f} GB free; {', '.join(fits)}"
+    import torch
+
+    from octavo.runtime.memory_plan import device_memory
+
+    total, free = device_memory(torch.device("cpu"))
+    return f"{total / 1e9:.1f} GB, {free / 1e9:.1f} GB free"
 
 
-def memory() -> tuple[int, int]:
-    """(total, free) bytes of this process's machine or container."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    total = free = os.sysconf("SC_PHYS_PAGES") * page
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        entries = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        free = int(entries["MemAvailable"].split()[0]) * 1024
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and limit.read_text().strip() != "max":
-        total = min(total, int(limit.read_text()))
-        free = min(free, total - int(limit.with_name("memory.current").read_text()))
-    return total, free
+def _fit(dtype: str) -> str:
+    """What the published 4B model would find room for in the memory that is free now, on each device."""
+    import torch
+
+    from octavo.runtime.memory_plan import device_memory
+
+    devices = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+    return "; ".join(fit(dtype, torch.device(name), device_memory(torch.device(name))[1]) for name in devices)
 
 
-def memory_needed(size: str, itemsize: int) -> int:
-    """Host bytes to speak with a model of that size: its weights, the codec in fp32, the KV cache of 8192 rows.
+def fit(dtype: str, device: torch.device, free: int) -> str:
+    """The same on one device, of which `free` bytes are free."""
+    from octavo.runtime.config import EngineConfig
+    from octavo.runtime.devices import DTYPES
+    from octavo.runtime.errors import CapacityError
+    from octavo.runtime.memory_plan import LEAST_ROWS, plan, size
 
-    The text table stays a mapped file of two bytes per value, and the tied copies are never read.
-    """
-    model = MODELS[size]
-    sizes = {spec.name: spec.numel for spec in inventory(model, CODECS["real"], tied_copies=False)}
-    codec = sum(numel for name, numel in sizes.items() if name.startswith(CODEC))
-    weights = sum(sizes.values()) - codec - sizes[TEXT_TABLE]
-    kv = 8192 * 2 * model.layers * model.kv_heads * model.head_dim
-    return (weights + kv) * itemsize + sizes[TEXT_TABLE] * 2 + codec * 4
+    shape = (*published(), DTYPES[dtype], device)
+    try:
+        found = plan(*shape, free)
+    except CapacityError:
+        one = EngineConfig(max_batch=1, kv_rows=LEAST_ROWS)
+        needed = plan(*shape, 1 << 60, one, keep=("max_batch", "kv_rows"), encoder=False).total
+        return f"{device}: does not fit, needs {size(needed)}"
+    return f"{device}: {found.summary} in {size(found.total)}"
+
+
+def published() -> tuple[ModelConfig, CodecConfig]:
+    """The shapes of the published checkpoint."""
+    import torch
+
+    from octavo.runtime.checkpoint import Weights
+    from octavo.runtime.codec.config import CodecConfig
+    from octavo.runtime.config import ModelConfig
+
+    from .layout import config
+
+    specs = inventory(MODELS["4b"], CODECS["real"], tied_copies=False)
+    tensors = {spec.name: torch.empty(spec.shape, device="meta") for spec in specs}
+    model = ModelConfig.from_checkpoint(config(MODELS["4b"]))
+    return model, CodecConfig.from_weights(Weights(tensors, CODEC))
 
 
 def _model_cache() -> str:
@@ -177,6 +203,8 @@ CHECKS: dict[str, Callable[[], str]] = {
     "sound files": _sound_files,
     "resampling": _resampling,
     "memory": _memory,
+    "4b in bf16": lambda: _fit("bf16"),
+    "4b in fp32": lambda: _fit("fp32"),
     "model cache": _model_cache,
     "voices": _voices,
     "sound card": _sound_card,

@@ -6,12 +6,13 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 if TYPE_CHECKING:
     from octavo.runtime import Engine
+    from octavo.runtime.memory_plan import MemoryPlan
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +21,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--download", action="store_true", help="fetch the model id from the Hugging Face hub")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: auto, a GPU where there is one)")
     group.add_argument("--dtype", default="auto", help="fp32 or bf16 (default: auto, what suits the device)")
+    group.add_argument(
+        "--vram",
+        metavar="SIZE",
+        help="stay within 8GiB, 7500MB or 0.8 of the device's memory (host memory on the CPU), and tell the plan",
+    )
 
 
 @contextmanager
@@ -39,8 +45,12 @@ def load_engine(args: argparse.Namespace) -> Iterator[Engine]:
             bar.total = total
             bar.update(done - bar.n)
 
+        def planned(plan: MemoryPlan) -> None:
+            tqdm.write(str(plan), file=sys.stderr)
+
+        budget: dict[str, Any] = {} if args.vram is None else {"vram": args.vram, "planned": planned}
         engine = Engine.load(
-            args.model, device=args.device, dtype=args.dtype, download=args.download, progress=progress
+            args.model, device=args.device, dtype=args.dtype, download=args.download, progress=progress, **budget
         )
     with engine:
         yield engine

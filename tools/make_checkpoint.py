@@ -63,6 +63,8 @@ def make_checkpoint(
     """
     out = Path(out)
     model_widths, codec_widths = _widths(size, codec, widths)
+    if seed < 0:
+        raise CheckpointError(f"seed is {seed}. Use a whole number, 0 or more.")
     if dtype not in DTYPES or shards < 1:
         raise CheckpointError(
             f"dtype {dtype!r} with {shards} shards cannot be written. Use bf16 or fp32, and 1 or more."

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from octavo.runtime.audio import Reference
     from octavo.runtime.engine import Engine
-    from octavo.runtime.request import SpeechStream
     from octavo.runtime.speech import Chunk, Speech
+    from octavo.runtime.streams import SpeechStream
     from octavo.runtime.voice import Voice
 
 _DEFAULT_OUTPUT = "speech.wav"

@@ -80,6 +80,8 @@ def _add(args: argparse.Namespace) -> int:
     consent = args.consent or _ask_for_consent()
     with load_engine(args) as engine:
         voice = engine.encode_voice(reference, transcript, name=args.name, consent=consent, licence=args.licence)
+    for warning in voice.warnings:
+        print(f"octavo: {warning}", file=sys.stderr)
     return _store(voice, args)
 
 

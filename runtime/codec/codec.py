@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 
 import numpy as np
 import torch
 
+from octavo.kernels.launch import on_triton
 from octavo.runtime.checkpoint import Weights
 from octavo.runtime.errors import AudioError, CheckpointError, RequestError
 
@@ -16,6 +18,7 @@ from .decoder import CodecDecoder
 from .encoder import CodecEncoder
 from .layout import encoder_layout
 from .stream import CodecStream
+from .whole import Whole
 
 
 class Codec:
@@ -25,18 +28,33 @@ class Codec:
     decoder: CodecDecoder
     fingerprint: str  # hex digest of what gives codes their meaning; voices of another fingerprint sound wrong here
 
-    def __init__(self, weights: Weights, config: CodecConfig, decoder: CodecDecoder, fingerprint: str):
+    def __init__(
+        self,
+        weights: Weights,
+        config: CodecConfig,
+        decoder: CodecDecoder,
+        fingerprint: str,
+        encoder_device: torch.device | str | None = None,
+    ):
         self.config, self.decoder, self.fingerprint = config, decoder, fingerprint
-        self._weights = weights
+        self._weights, self._encoder_device = weights, encoder_device or decoder.table.device
         self._encoder: CodecEncoder | None = None
         self._lock = threading.Lock()
+        self._whole = Whole(decoder)
 
     @classmethod
-    def load(cls, weights: Weights, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Codec:
+    def load(
+        cls,
+        weights: Weights,
+        device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
+        encoder_device: torch.device | str | None = None,
+    ) -> Codec:
         """Copies the decoder's tensors to `device`; of the encoder's it checks names and shapes only.
 
-        dtype is the decoder's; Snake and the lookup table are computed in at least fp32 whatever it is. Raises
-        CheckpointError when a tensor of the decoder, or of the encoder if there is one, is missing or misshapen.
+        dtype is the decoder's; Snake and the lookup table are computed in at least fp32 whatever it is. encoder_device:
+        where recordings will be encoded, if not on `device`. Raises CheckpointError when a tensor of the decoder, or of
+        the encoder if there is one, is missing or misshapen.
         """
         config = CodecConfig.from_weights(weights)
         for name, shape in encoder_layout(config).items() if config.encoder else ():
@@ -46,18 +64,21 @@ class Codec:
                     f"it must be {list(shape)}. Download the checkpoint again."
                 )
         decoder = CodecDecoder(weights, config, dtype).to(device)
-        return cls(weights, config, decoder, _fingerprint(weights, config))
+        return cls(weights, config, decoder, _fingerprint(weights, config), encoder_device)
 
     def decode(self, codes: np.ndarray | torch.Tensor) -> np.ndarray:
         """codes [T, codebooks], integers -> sound float32 [hop * T] at 24 kHz, not clipped to [-1, 1].
 
-        A value that is no code (below 0, or 1024 and up) counts as 0. Raises RequestError for another shape or type.
+        A value that is no code (below 0, or 1024 and up) counts as 0. On CUDA an fp32 decoder runs through the kernels
+        of the stream, in their precision. Raises RequestError for another shape or type.
         """
         codes = torch.tensor(codes) if isinstance(codes, np.ndarray) else codes  # a copy: a voice's are read-only
         if codes.dim() != 2 or codes.shape[1] != self.config.codebooks or codes.dtype.is_floating_point:
             raise RequestError(
                 f"Codes are integers of shape [T, {self.config.codebooks}], not {codes.dtype} {list(codes.shape)}."
             )
+        if on_triton(self.decoder.table) and self.decoder.table.dtype == torch.float32 and len(codes):
+            return self._whole.decode(codes)
         batch = codes.T[None].to(self.decoder.table.device, torch.int64)
         return self.decoder(batch)[0].to("cpu", torch.float32).numpy()
 
@@ -75,13 +96,13 @@ class Codec:
             raise AudioError("The sound holds NaN or infinite samples. Export it again.")
         length = max(SAMPLE_RATE, -(-len(sound) // self.config.hop) * self.config.hop)
         sound = torch.nn.functional.pad(sound, (0, length - len(sound)))
-        with torch.backends.cudnn.flags(allow_tf32=False):  # codes hang on small differences
-            codes = self._load_encoder()(sound.to(self.decoder.table.device))
+        with _exact_convolutions():
+            codes = self._load_encoder()(sound.to(self._encoder_device))
         return codes.T.to("cpu", torch.int16).contiguous().numpy()
 
-    def stream(self, max_slots: int) -> CodecStream:
-        """A streaming decoder for up to `max_slots` utterances at a time, with this codec's weights."""
-        return CodecStream(self.decoder, max_slots)
+    def stream(self, codes: torch.Tensor, graphs: bool = True) -> CodecStream:
+        """A streaming decoder that reads the frames of its slots out of codes [slots, rows, codebooks] int16."""
+        return CodecStream(self.decoder, codes, graphs)
 
     def drop_encoder(self) -> None:
         """Frees HuBERT and the acoustic encoder; the next `encode` loads them again."""
@@ -93,8 +114,14 @@ class Codec:
             if self._encoder is None:
                 if self.config.encoder is None:
                     raise CheckpointError("This checkpoint holds no codec encoder, so it cannot take reference audio.")
-                self._encoder = CodecEncoder(self._weights, self.config).to(self.decoder.table.device)
+                self._encoder = CodecEncoder(self._weights, self.config).to(self._encoder_device)
             return self._encoder
+
+
+def _exact_convolutions() -> contextlib.AbstractContextManager:
+    """No TF32 in cuDNN, for codes hang on small differences. torch has this switch for the whole process only."""
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
 
 
 def _fingerprint(weights: Weights, config: CodecConfig) -> str:

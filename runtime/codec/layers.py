@@ -69,6 +69,10 @@ class Layer(nn.Module):
     stride: int = 1  # output samples per input sample
     trim: tuple[int, int] = (0, 0)  # output samples before and after those of a whole utterance
 
+    def delayed(self, delay: int) -> int:
+        """How many of its output samples a stream is late behind it, if its input is late by `delay`."""
+        return (delay + self.tail - self.pad) * self.stride + self.trim[0]
+
 
 class ResidualUnit(Layer):
     """x + conv1x1(snake(conv7(snake(x)))): [B, tail + n, C] -> [B, n, C]."""

@@ -8,12 +8,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from octavo.kernels.embed_rows import embed_rows
+from octavo.kernels.embed_rows import embed_rows, start_row
+from octavo.kernels.rows import Rows
 
 from ..checkpoint import Checkpoint
 from ..config import ModelConfig
 from ..errors import CheckpointError
-from ..layers.attention import Rows
 from ..layers.linear import Linear
 from ..layers.parameter import empty, fill
 from .qwen3 import Qwen3
@@ -44,19 +44,33 @@ class HiggsV3(nn.Module):
 
     def embed_text(self, ids: torch.Tensor) -> torch.Tensor:
         """ids: [n] int64 on the CPU -> [n, hidden] on the model's device."""
-        return F.embedding(ids, self.text_embedding).to(self.device, self.dtype)
+        rows = F.embedding(ids, self.text_embedding).to(self.dtype)
+        if self.device.type == "cuda":  # from pageable memory the copy would wait for all that the device has to do
+            rows = rows.pin_memory()
+        return rows.to(self.device, non_blocking=True)
 
     def embed_audio(self, rows: torch.Tensor) -> torch.Tensor:
         """rows: [n, 8] int64 delayed codes, BOC and EOC included -> [n, hidden]."""
         return embed_rows(rows, self.audio_table)
 
+    def start_row(
+        self,
+        last: torch.Tensor,
+        row: torch.Tensor,
+        prompt: torch.Tensor,
+        active: torch.Tensor,
+        positions: torch.Tensor,
+    ) -> torch.Tensor:
+        """The lanes' newest rows [B, 8] int16 -> [B, hidden], and `row` and `positions` moved on: see the kernel."""
+        return start_row(last, self.audio_table, row, prompt, active, positions)
+
     def forward(self, x: torch.Tensor, rows: Rows, pages: torch.Tensor) -> torch.Tensor:
-        """x: [N, hidden] embedded rows -> [N, hidden] final hidden states."""
+        """x: [N, hidden] embedded rows, overwritten -> [N, hidden], for `logits`."""
         return self.body(x, rows, pages)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden: [B, hidden] -> [B, 8, 1026] fp32: computed in the model's dtype, as it was trained, then cast."""
-        return self.audio_head(hidden).float().view(-1, self.cfg.num_codebooks, self.cfg.codebook_vocab)
+        """hidden: [B, hidden] -> [B, 8 * 1026] in the model's dtype, as it was trained."""
+        return self.audio_head(hidden, norm=self.body.norm, eps=self.cfg.rms_norm_eps)
 
     @classmethod
     def load(

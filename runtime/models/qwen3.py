@@ -7,14 +7,13 @@ from typing import cast
 import torch
 import torch.nn as nn
 
-from octavo.kernels.paged_attention import write_rows
-from octavo.kernels.rms_norm import rms_norm
-from octavo.kernels.rope import rope
-from octavo.kernels.swiglu import swiglu
+from octavo.kernels.decode_attention import decode_attention
+from octavo.kernels.prefill_attention import prefill_attention
+from octavo.kernels.qk_rope import qk_rope_write
+from octavo.kernels.rows import Rows
 
 from ..checkpoint import Weights
 from ..config import ModelConfig
-from ..layers.attention import Rows
 from ..layers.linear import Linear
 from ..layers.parameter import empty, fill
 
@@ -32,15 +31,15 @@ class Qwen3Layer(nn.Module):
         self.down_proj = Linear(cfg.intermediate_size, cfg.hidden_size, device, dtype)
 
     def forward(self, x: torch.Tensor, rows: Rows, pages: torch.Tensor) -> torch.Tensor:
-        """x: [N, hidden]; pages: this layer's [P, S, 2, kv_heads, D], to which the rows' keys and values are added."""
-        N, H, K = x.shape[0], self.cfg.num_heads, self.cfg.num_kv_heads
-        qkv = self.qkv_proj(rms_norm(x, self.input_norm, self.eps)).view(N, H + 2 * K, -1)
-        # q and k are normed and turned together: their heads lie side by side, [N, H + K, D]
-        qk = qkv[:, : H + K]
-        rope(rms_norm(qk, self.qk_norm, self.eps), rows.cos, rows.sin, out=qk)
-        write_rows(pages, rows.slots, qkv[:, H:])
-        x = x + self.o_proj(rows.attend(qkv[:, :H], pages).reshape(N, -1))
-        return x + self.down_proj(swiglu(self.gate_up_proj(rms_norm(x, self.mlp_norm, self.eps))))
+        """x: [N, hidden], changed in place; pages: this layer's [P, S, 2, kv_heads, D], to which the rows' keys and
+        values are added. Returns x."""
+        N, H, K, D = x.shape[0], self.cfg.num_heads, self.cfg.num_kv_heads, self.cfg.head_dim
+        qkv = self.qkv_proj(x, norm=self.input_norm, eps=self.eps).view(N, H + 2 * K, D)
+        qk_rope_write(qkv, self.qk_norm, self.eps, rows, pages)
+        attention = decode_attention if rows.spans is None else prefill_attention
+        x = self.o_proj(attention(qkv[:, :H], pages, rows).view(N, H * D), residual=x)
+        h = self.gate_up_proj(x, norm=self.mlp_norm, eps=self.eps, swiglu=True)
+        return self.down_proj(h, residual=x)
 
     def load(self, weights: Weights) -> None:
         """Copies the checkpoint's tensors into the fused parameters, and arranges these."""
@@ -69,7 +68,8 @@ class Qwen3(nn.Module):
         self.norm = empty(cfg.hidden_size, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor, rows: Rows, pages: torch.Tensor) -> torch.Tensor:
-        """x: [N, hidden]; pages: [layers, P, S, 2, kv_heads, D]. Returns the final hidden states, [N, hidden]."""
+        """x: [N, hidden], overwritten; pages: [layers, P, S, 2, kv_heads, D]. Returns [N, hidden], before the last
+        norm: whoever reads it applies `norm` to the rows that it needs."""
         for layer, layer_pages in zip(self.layers, pages, strict=True):
             x = layer(x, rows, layer_pages)
-        return rms_norm(x, self.norm, self.cfg.rms_norm_eps)
+        return x

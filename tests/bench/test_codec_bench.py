@@ -44,15 +44,19 @@ def test_no_ratio_without_equality(pair, monkeypatch) -> None:
 def test_no_work_without_equality(pair, monkeypatch) -> None:
     """A stream that forgets its first tail."""
     _, codec = pair
-    stream = codec.stream(1)
-    push = stream.push
+    open_stream = codec.stream
 
-    def forgetful(slots, codes, ends):
-        sounds = push(slots, codes, ends)
-        stream._state.tails[0].zero_()
-        return sounds
+    def forgetful(codes):
+        stream = open_stream(codes)
+        push = stream.push
 
-    stream.push = forgetful
-    monkeypatch.setattr(codec, "stream", lambda slots: stream)
+        def push_and_forget(slots, counts, ends):
+            push(slots, counts, ends)
+            stream._backend.tails[0].zero_()
+
+        stream.push = push_and_forget
+        return stream
+
+    monkeypatch.setattr(codec, "stream", forgetful)
     with pytest.raises(CheckFailed, match="streamed sound"):
         bench.streaming_work([codec])

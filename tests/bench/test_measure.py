@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -141,3 +142,32 @@ def test_nothing_else_in_bench_has_a_clock():
     others = [path for path in Path(measure.__file__).parent.glob("*.py") if path.name != "measure.py"]
     clocks = ("perf_counter", "time.time(", "monotonic", "process_time", "timeit")
     assert others and not [(p.name, clock) for p in others for clock in clocks if clock in p.read_text()]
+
+
+def test_take_turns_lets_who_ran_least_go_next():
+    order = []
+
+    def job(name, steps, seconds):
+        for _ in range(steps):
+            order.append(name)
+            measure.pause(seconds)
+            yield
+
+    seconds = measure.take_turns({"slow": lambda: job("s", 2, 0.02), "fast": lambda: job("f", 12, 0.002)}, 2)
+    assert order.count("s") == 4 and order.count("f") == 24
+    assert order[0] == "s" and order[1] == "f" and order.index("s", 1) > 5
+    assert 0.04 <= seconds["slow"] < 0.2 and 0.024 <= seconds["fast"] < 0.2
+
+
+def test_a_listener_notes_silence():
+    class Chunk:
+        pcm = np.zeros(240, np.float32)  # 10 ms
+
+    def stream():
+        for gap in (0.02, 0.0, 0.06):  # the third comes 60 ms after 20 ms of sound began
+            measure.pause(gap)
+            yield Chunk
+
+    heard = measure.listen(stream)
+    assert 0.02 <= heard.first < heard.seconds and heard.audio == pytest.approx(0.03)
+    assert 0.04 <= heard.silence < 0.2

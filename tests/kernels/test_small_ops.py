@@ -1,4 +1,4 @@
-"""RMSNorm, rope, SwiGLU and the embedding of a row, each against its equation in fp64."""
+"""RMSNorm, rope and the embedding of a row, each against its equation in fp64."""
 
 import math
 
@@ -8,7 +8,6 @@ import torch
 from octavo.kernels.embed_rows import embed_rows
 from octavo.kernels.rms_norm import rms_norm
 from octavo.kernels.rope import rope, rope_table
-from octavo.kernels.swiglu import swiglu
 
 TOL = {torch.float32: 1e-5, torch.bfloat16: 1.6e-2}  # fp32: the order of the sum; bf16: two ulp
 
@@ -51,15 +50,6 @@ def test_rope_table_holds_bf16_values(device):
     table = rope_table(300, 128, 1e6, device, torch.float32)
     assert torch.equal(table, table.bfloat16().float())
     assert table[299, 0, 1].item() == pytest.approx(math.cos(299 * 1e6 ** (-1 / 64)), abs=4e-3)
-
-
-@pytest.mark.parametrize("dtype", TOL, ids=str)
-def test_swiglu(dtype, device):
-    gate_up = torch.randn(3, 2 * 77, device=device).to(dtype)
-    gate, up = gate_up.double().chunk(2, -1)
-    torch.testing.assert_close(
-        swiglu(gate_up).double(), gate * torch.sigmoid(gate) * up, atol=TOL[dtype], rtol=TOL[dtype]
-    )
 
 
 def test_embed_rows_reads_row_c_times_v_plus_code_and_rounds_once(device):

@@ -126,10 +126,24 @@ def test_arrays() -> None:
         ((tone() * 32_768, 24_000), "Scale"),
         ((np.zeros(0, np.float32), 24_000), "no samples"),
         ((tone(30.1), 24_000), "longer than 30 s"),
+        (([[0.0], [0.0, 0.0]], 24_000), "no array"),
     ],
 )
 def test_bad_arrays(source: object, sentence: str) -> None:
     assert sentence in error(source)
+
+
+@pytest.mark.parametrize(
+    "source", [None, 3, 1.5, tone(), [tone(), 24_000], (tone(),), (tone(), 24_000, 1), io.StringIO("RIFF"), object()]
+)
+def test_what_is_no_source_at_all(source: object) -> None:
+    assert f"not a value of type {type(source).__name__}." in error(source)
+
+
+def test_bytes_of_any_kind() -> None:
+    data = encoded(tone(), 24_000)
+    sounds = [read_audio(kind(data)) for kind in (bytes, bytearray, memoryview)]
+    assert len({sound.sha256 for sound in sounds}) == 1 and np.array_equal(sounds[0].pcm, sounds[2].pcm)
 
 
 @pytest.mark.parametrize(

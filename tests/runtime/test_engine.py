@@ -18,6 +18,7 @@ from octavo.runtime import (
     Voice,
     VoiceError,
 )
+from octavo.runtime.utterance import CROSSFADE
 
 LONG = "The first sentence of a long text says this, and it takes its time to say it all. " * 9
 
@@ -36,12 +37,14 @@ def random_voice(engine: Engine, frames: int = 40, transcript: str | None = "Sai
 def idle(engine: Engine) -> bool:
     """Nothing runs or waits, and all pages but the kept prefixes are free."""
     deadline = time.monotonic() + 5
-    while engine._requests or engine._scheduler.busy or engine._speaking:
+    while engine._loop.working or engine._loop.requests:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.01)
-    pool = engine._scheduler.pool
-    return pool.free_pages + pool.kept_pages == pool.num_pages
+    scheduler = engine._loop.scheduler
+    pool = scheduler.pool
+    slots = sorted(scheduler._free_slots) == list(range(engine.config.num_slots))
+    return slots and pool.free_pages + pool.kept_pages == pool.num_pages
 
 
 def test_generate_collects_stream_and_equals_the_whole_decode(engine):
@@ -57,18 +60,23 @@ def test_generate_collects_stream_and_equals_the_whole_decode(engine):
     assert speech.usage.audio_seconds == 63 / 25 and 0 < speech.usage.first_audio_seconds < speech.usage.seconds
 
 
-def test_the_first_chunk_comes_with_row_18(engine):
+@pytest.mark.parametrize("policy, rows, samples", [("exact", 18, 11 * 960 - 9458), ("fast", 8, 960 - CROSSFADE)])
+def test_the_first_chunk_comes_with_row_18_or_8(tiny_dir, policy, rows, samples):
     """C9: an exact first frame needs 8 rows for itself and 10 for the decoder's look-ahead; no row more."""
-    rows = []
-    decode_row = engine._runner.decode_row
-    engine._runner.decode_row = lambda sequences: rows.append(1) or decode_row(sequences)
-    try:
-        stream = engine.stream("When do you speak?", max_rows=64, seed=1)
+    with Engine.load(tiny_dir, device="cpu", dtype="fp32", worker=False) as engine:
+        stream = engine.stream("When do you speak?", max_rows=64, seed=1, first_chunk=policy)
         first = next(stream)
-        assert 17 <= len(rows) <= 20 and len(first.pcm) == 11 * 960 - 9458  # the worker may be a row or two ahead
-        stream.cancel()
-    finally:
-        engine._runner.decode_row = decode_row
+        assert engine.stats().rows == rows and len(first.pcm) == samples
+
+
+def test_a_fast_first_chunk_passes_into_the_exact_sound(engine):
+    options = {"seed": 3, "max_rows": 70, "guard": False}
+    exact, fast = engine.generate("Soon.", **options), engine.generate("Soon.", **options, first_chunk="fast")
+    assert np.array_equal(fast.codes, exact.codes) and len(fast.pcm) == len(exact.pcm)
+    frames = engine._loop.sounds.lookahead  # at most so many are provisional
+    assert np.array_equal(fast.pcm[frames * 960 :], exact.pcm[frames * 960 :])
+    assert not np.array_equal(fast.pcm[: frames * 960], exact.pcm[: frames * 960])
+    assert np.abs(np.diff(fast.pcm)).max() <= 1.5 * np.abs(np.diff(exact.pcm)).max()  # no click where they meet
 
 
 def test_the_same_seed_gives_the_same_codes_in_any_company(engine):
@@ -272,13 +280,13 @@ def test_an_unknown_tag_is_spoken_with_a_warning(engine):
 
 
 def test_a_failing_step_reaches_every_caller_and_the_engine_lives_on(engine):
-    decode_row = engine._runner.decode_row
-    engine._runner.decode_row = lambda sequences: 1 / 0
+    decode = engine._runner.decode
+    engine._runner.decode = lambda: 1 / 0
     streams = [engine.stream("Broken.", max_rows=30) for _ in range(3)]
     for stream in streams:
         with pytest.raises(ZeroDivisionError):
             stream.result()
-    engine._runner.decode_row = decode_row
+    engine._runner.decode = decode
     assert len(engine.generate("Whole again.", max_rows=30).codes) and idle(engine)
 
 

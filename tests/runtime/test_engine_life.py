@@ -16,6 +16,7 @@ import torch
 from octavo.runtime import CapacityError, CheckpointError, Engine, OctavoError, RequestError, SamplingParams, Voice
 from octavo.runtime.kv_cache import PagePool
 from octavo.runtime.memory import lazy_zeros
+from octavo.runtime.script import Script
 from octavo.runtime.tokenizer import build_byte_tokenizer
 from octavo.tools.make_checkpoint import make_checkpoint
 
@@ -33,7 +34,7 @@ def test_a_reused_voice_never_waits_for_a_page_that_is_not_there():
     pool.keep_prefix(b"voice", first.pages, 20)
     pool.release(first.pages)
     again = pool.reserve(64, b"voice")
-    assert again is not None and again.reused_rows == 0 and not pool.has_prefix(b"voice")
+    assert again is not None and again.reused_rows == 0 and b"voice" not in pool._prefixes
 
 
 def test_the_same_in_an_engine(tiny_dir):
@@ -61,7 +62,7 @@ def test_a_script_may_end_while_its_engine_speaks(tiny_dir):
 def test_a_dropped_engine_gives_its_memory_back(tiny_dir):
     engine = load(tiny_dir)
     engine.generate("Hi.", max_rows=20)
-    weights, worker = weakref.ref(engine.model), engine._mailbox._thread
+    weights, worker = weakref.ref(engine.model), engine._driver._mailbox._thread
     del engine
     gc.collect()
     worker.join(5)
@@ -121,7 +122,7 @@ def test_an_engine_loaded_in_inference_mode_speaks(tiny_dir):
 
 def test_a_piece_that_fails_ends_its_own_request_only(tiny_dir, monkeypatch):
     with load(tiny_dir) as engine:
-        monkeypatch.setattr(engine, "_carried", lambda first, said: 1 / 0)
+        monkeypatch.setattr(Script, "carried", lambda script, first: 1 / 0)
         broken = engine.stream(LONG, max_rows=30)
         neighbour = engine.stream("A neighbour.", max_rows=90, seed=1)
         with pytest.raises(ZeroDivisionError):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from reference import Reference
 
+from octavo.kernels.rms_norm import rms_norm
 from octavo.runtime.checkpoint import Checkpoint
 from octavo.runtime.config import EngineConfig, SamplingParams
 from octavo.runtime.models import load_model
@@ -22,15 +23,14 @@ def make_runner(folder, device="cpu", dtype=torch.float32, **options) -> Runner:
 def hidden_states(runner: Runner, prompts: list[list[int]]) -> list[torch.Tensor]:
     """The final hidden states of every row of every prompt, all prompts in one pass."""
     seen = []
-    logits = runner.model.logits
-    body = runner.model.body.forward
+    body, cfg = runner.model.body.forward, runner.model.cfg
     runner.model.body.forward = lambda *a: seen.append(body(*a)) or seen[-1]
     scheduler = Scheduler(runner.config)
     for ids in prompts:
         scheduler.add(Sequence(Prompt(ids, None, 1), SamplingParams(temperature=0, max_rows=8)))
-    runner.prefill(scheduler.schedule().prefill)
-    runner.model.body.forward, runner.model.logits = body, logits
-    return list(seen[0].split([len(ids) for ids in prompts]))
+    runner.prefill(scheduler.schedule())
+    runner.model.body.forward = body
+    return list(rms_norm(seen[0], runner.model.body.norm, cfg.rms_norm_eps).split([len(ids) for ids in prompts]))
 
 
 def random_ids(*lengths: int, seed: int = 0) -> list[list[int]]:
@@ -87,8 +87,11 @@ def test_decoded_rows_attend_like_prefilled_ones(tiny_dir, device, dtype):
     ]
     for sequence in sequences:
         scheduler.add(sequence)
-    rows = [runner.prefill(scheduler.schedule().prefill)[0]]
-    rows += [runner.decode_row(sequences)[0] for _ in range(39)]
+    runner.prefill(scheduler.schedule())
+    rows = [runner.collect()[0].copy()]
+    for _ in range(39):
+        runner.decode()
+        rows.append(runner.collect()[0].copy())
     for n, sequence in enumerate(sequences):
         want, _ = reference.greedy(sequence.prompt.ids, None, 40)
         got = [step[n].tolist() for step in rows]

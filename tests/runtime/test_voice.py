@@ -109,6 +109,7 @@ def test_lengths() -> None:
         {"seed": 1 << 63},
         {"seed": 1.0},
         {"seed": "7"},
+        {"seed": True},
     ],
 )
 def test_bad_fields(fields: dict) -> None:
@@ -119,6 +120,17 @@ def test_bad_fields(fields: dict) -> None:
 def test_blank_transcript_is_none() -> None:
     assert house(transcript=" \n").transcript is None
     assert house(transcript=" a ").transcript == " a "
+
+
+def test_a_seed_may_come_from_numpy() -> None:
+    voice = house(seed=np.uint32(7))
+    assert voice.seed == 7 and type(voice.seed) is int
+
+
+def test_a_transcript_that_is_not_read_as_it_stands_warns() -> None:
+    assert house(transcript="Hello <|prosody:pause|> there.").warnings == house(transcript=None).warnings == ()
+    (warning,) = house(transcript="Hello <|aud<|tts|>io|> there.<|tts|>").warnings
+    assert "<|tts|>, <|audio|>" in warning and "transcript" in warning
 
 
 def test_key_sees_every_code_and_the_transcript() -> None:
@@ -425,3 +437,6 @@ def test_find_voice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("eva", "x" * 5000, "a\0", ""):
         with pytest.raises(VoiceError, match="no voice|not a voice"):
             find_voice(name)
+    for name in (3, None, b"ada", ["ada"]):
+        with pytest.raises(VoiceError, match=f"not by a value of type {type(name).__name__}"):
+            find_voice(name)  # type: ignore[arg-type]

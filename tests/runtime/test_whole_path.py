@@ -59,7 +59,7 @@ def test_greedy_codes_equal_the_assembly(engine, reference, tiny_dir, text, clon
     voice = cloned and make_voice(engine, 33, None if cloned == "no transcript" else cloned)
     seen = []
     logits = engine.model.logits
-    engine.model.logits = lambda hidden: seen.append(logits(hidden)) or seen[-1]
+    engine.model.logits = lambda hidden: seen.append(logits(hidden).view(-1, 8, 1026)) or seen[-1].flatten(1)
     try:
         speech = engine.generate(text, voice, temperature=0, max_rows=ROWS, guard=False)
     finally:

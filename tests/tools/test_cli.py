@@ -7,21 +7,21 @@ import sys
 import pytest
 
 from octavo.runtime.errors import CapacityError, OctavoError, RequestError
-from octavo.tools import cli, doctor
+from octavo.tools import commands, doctor
 
 
 def test_help_and_version(octavo):
     assert octavo("--version").out == f"octavo {importlib.metadata.version('octavo')}\n"
     overview = octavo("--help")
-    assert overview.code == 0 and all(name in overview.out for name in cli.COMMANDS)
-    for name in cli.COMMANDS:
+    assert overview.code == 0 and all(name in overview.out for name in commands.COMMANDS)
+    for name in commands.COMMANDS:
         assert octavo(name, "--help").code == 0
 
 
 def test_every_flag_of_say_has_help(octavo):
     said = octavo("say", "--help").out
-    flags = """-f -o --model --download --device --dtype --voice --ref-audio --ref-text --temperature --top-k --top-p
-        --seed --max-rows --split --no-guard --strict --codes --srt --play"""
+    flags = """-f -o --model --download --device --dtype --vram --voice --ref-audio --ref-text --temperature --top-k
+        --top-p --seed --max-rows --split --no-guard --strict --codes --srt --play"""
     assert all(f"{flag} " in said or f"{flag}," in said for flag in flags.split())
 
 
@@ -29,6 +29,26 @@ def test_every_flag_of_say_has_help(octavo):
 def test_wrong_arguments(octavo, arguments):
     outcome = octavo(*arguments)
     assert outcome.code == 2 and "usage: octavo" in outcome.err
+
+
+def test_an_early_ctrl_c_says_nothing():
+    """Importing the sub-commands takes a moment, and `main` is in charge from before it."""
+    code = """
+import sys
+before = set(sys.modules)
+from octavo.tools import cli
+assert sys.modules.keys() - before <= {"octavo", "octavo.tools", "octavo.tools.cli"}, set(sys.modules) - before
+
+class Interrupting:
+    def find_spec(self, name, path, target=None):
+        if name == "argparse":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupting())
+sys.exit(cli.main(["--help"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_help_imports_nothing_heavy():

@@ -1,9 +1,12 @@
 """`octavo doctor`: a line for each thing, and never a traceback, however broken the machine is."""
 
+import re
 import sys
 
 import pytest
+import torch
 
+from octavo.runtime.memory_plan import parse_size
 from octavo.tools import doctor
 
 
@@ -34,11 +37,20 @@ def test_a_check_that_breaks_becomes_its_line(octavo, monkeypatch, name):
 
 
 def test_nothing_can_run_without_a_required_library(octavo, monkeypatch):
-    monkeypatch.setitem(sys.modules, "soxr", None)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
     outcome = octavo("doctor")
     assert outcome.code == 1
     said = lines(outcome)
-    assert said["octavo"].startswith("no: ") and "soxr" in said["octavo"] and said["resampling"].startswith("no: ")
+    assert said["octavo"].startswith("no: ") and "safetensors" in said["octavo"]
+
+
+@pytest.mark.parametrize("name, line", [("soundfile", "sound files"), ("soxr", "resampling")])
+def test_speaking_needs_no_sound_library(octavo, monkeypatch, name, line):
+    monkeypatch.setitem(sys.modules, name, None)
+    outcome = octavo("doctor")
+    said = lines(outcome)
+    assert outcome.code == 0 and said["octavo"].endswith("can run")
+    assert said[line].startswith("no: ") and f"pip install {name}" in said[line]
 
 
 def test_optional_libraries_are_optional(octavo, monkeypatch):
@@ -53,14 +65,19 @@ def test_a_folder_that_cannot_be_written(octavo, monkeypatch, tmp_path):
     assert lines(octavo("doctor"))["voices"].startswith("no: ")
 
 
-def test_what_the_published_model_needs():
-    # model-v3.md 2.5: the language model and the audio table; the KV cache of 8192 rows; the mapped table; the codec
-    # in fp32.
-    weights, kv, table, codec = 3_654_524_416, 1152 * 2**20, 2 * 388_956_160, 4 * 201_401_321
-    assert doctor.memory_needed("4b", 2) == 2 * weights + kv + table + codec
-    assert doctor.memory_needed("4b", 4) == 4 * weights + 2 * kv + table + codec
+def test_what_fits_on_this_machine(octavo):
+    said = lines(octavo("doctor"))
+    for dtype in ("bf16", "fp32"):
+        form = r"cpu: (\d+ requests? at once, [\d,]+ rows of KV cache in|does not fit, needs) [\d.]+ GiB.*"
+        assert re.fullmatch(form, said[f"4b in {dtype}"]), said
 
 
-def test_memory_is_plausible():
-    total, free = doctor.memory()
-    assert 0 < free <= total
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+@pytest.mark.parametrize("dtype, weights", [("bf16", 7.27e9), ("fp32", 14.5e9)])
+def test_what_fits_into_so_much(device, dtype, weights):
+    device = torch.device(device)
+    needed = doctor.fit(dtype, device, int(weights))
+    least = parse_size(needed.removeprefix(f"{device}: does not fit, needs "), 1)
+    assert weights < least < 1.3 * weights
+    assert doctor.fit(dtype, device, least).startswith(f"{device}: 1 request at once, 2,048 rows")
+    assert doctor.fit(dtype, device, int(0.99 * least)) == needed

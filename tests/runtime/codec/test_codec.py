@@ -11,6 +11,8 @@ from octavo.runtime.checkpoint import Weights
 from octavo.runtime.codec import Codec
 from octavo.runtime.errors import AudioError, CheckpointError, RequestError
 
+from .utterances import store
+
 
 def test_decode_of_time_major_codes(codec: Codec, codes: torch.Tensor) -> None:
     want = codec.decoder(codes[:1])[0].numpy()
@@ -102,18 +104,19 @@ def test_bf16_checkpoint(reference: Any, codec: Codec, voiced: np.ndarray) -> No
     assert np.array_equal(loaded.decode(codes), codec.decode(codes))
 
 
-def test_on_device(
-    reference: Any, codec: Codec, codes: torch.Tensor, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_device(reference: Any, codec: Codec, codes: torch.Tensor, device: torch.device) -> None:
     """Both directions and the stream, where the tensors lie somewhere else."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     there = Codec.load(Weights(reference.state_dict()), device)
     want = codec.decode(codes[0].T)
     got = there.decode(codes[0].T)
-    assert np.linalg.norm(got - want) < 1e-5 * np.linalg.norm(want)
-    stream, padded = there.stream(2), torch.cat([codes[:1], codes[:1, :, :10]], dim=2)
-    pushed = torch.cat([stream.push([1], padded[:, :, i : i + 14], [60])[0] for i in range(0, 70, 14)])
-    assert pushed.device.type == device.type
-    assert np.linalg.norm(pushed.cpu().numpy() - want) < 1e-5 * np.linalg.norm(want)
+    limit = 1e-5 if device.type == "cpu" else 1e-4  # the kernels keep 16 bits of each activation
+    assert np.linalg.norm(got - want) < limit * np.linalg.norm(want)
+    rows = torch.zeros(2, 67, 8, dtype=torch.int16, device=device)
+    store(rows, 1, codes[0])
+    stream = there.stream(rows)
+    for _ in range(0, 70, 14):
+        stream.push([1], [14], [60])
+    pushed = np.concatenate([samples for _, _, samples in stream.collect()])
+    assert np.linalg.norm(pushed - want) < limit * np.linalg.norm(want)
     clip = want[:30_000] / np.abs(want).max()
     assert np.mean(there.encode(clip) == codec.encode(clip)) > 0.99  # another order of additions may turn a near tie
