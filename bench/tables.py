@@ -9,6 +9,7 @@ nothing is written, and the exit code is 1 when text and files disagree.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,7 +51,13 @@ def _sentence(facts: Mapping[str, Any]) -> str:
 
 def _table(results: Sequence[Result]) -> str:
     header = ["| | what | octavo | baseline | result | asked |", "|---|---|---|---|---|---|"]
-    return "\n".join(header + [_row(result) for result in sorted(results, key=lambda result: result.goal)])
+    return "\n".join(header + [_row(result) for result in sorted(results, key=_place)])
+
+
+def _place(result: Result) -> tuple[str, int]:
+    """C3 before C10, and what has no number behind them."""
+    number = re.fullmatch(r"([A-Z])(\d+)", result.goal)
+    return (number[1], int(number[2])) if number else ("~" + result.goal, 0)
 
 
 def _row(result: Result) -> str:

@@ -125,9 +125,14 @@ def _combine(parts_ptr, lse_ptr, out_ptr, first, used, G: tl.constexpr, D: tl.co
 
 def decode_attention_ref(q: torch.Tensor, pages: torch.Tensor, rows: Rows) -> torch.Tensor:
     B, H, D = q.shape
-    if (span := rows.span) is not None:
-        k, v = pages.view(-1, *pages.shape[2:])[span].permute(1, 2, 0, 3).unsqueeze(1)  # [1, K, rows, D] each
-        return F.scaled_dot_product_attention(q.view(1, len(k[0]), -1, D), k, v).reshape(B, H, D)
+    if B == 1:  # exactly its rows, without a mask; the same bits whether its pages follow each other or not
+        flat = pages.view(-1, *pages.shape[2:])
+        if rows.span:
+            kv = flat[rows.span]
+        else:
+            kv = pages.index_select(0, rows.table[0]).view(-1, *flat.shape[1:])[: int(rows.positions[0]) + 1]
+        k, v = kv.permute(1, 2, 0, 3).unsqueeze(1)  # [1, K, rows, D] each
+        return F.scaled_dot_product_attention(q.view(1, k.shape[1], -1, D), k, v).reshape(B, H, D)
     k, v = read_rows(pages, rows.table)
     group = q.view(B, k.shape[1], -1, D)  # the G queries of a key head are as G query rows of one head: K is read once
     return F.scaled_dot_product_attention(group, k, v, attn_mask=rows.mask).reshape(B, H, D)

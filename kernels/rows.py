@@ -42,12 +42,9 @@ class Rows:
     @cached_property
     def span(self) -> slice | None:
         """Decode of a single lane whose pages follow each other: the rows that it has, of all pages' rows. Then nothing
-        need be gathered or masked. Not where bits must not hang on which pages a request has got."""
-        if len(self.table) != 1 or self.deterministic:
-            return None
-        rows = int(self.positions[0]) + 1
-        pages = self.table[0, : -(-rows // self.page_size)].tolist()
-        first = pages[0] * self.page_size
+        need be gathered."""
+        pages = self.table[0].tolist()
+        first, rows = pages[0] * self.page_size, int(self.positions[0]) + 1
         return slice(first, first + rows) if pages == [*range(pages[0], pages[0] + len(pages))] else None
 
     @cached_property

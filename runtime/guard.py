@@ -6,13 +6,14 @@ import numpy as np
 
 from .speech import FRAME_RATE, SAMPLES_PER_FRAME
 
-LOOP_ROWS = 2 * FRAME_RATE  # rows that repeat exactly, in all codebooks: sampling never does that in speech
+LOOK_EVERY = 16  # rows; all that is said of an utterance is said of its rows up to a multiple of it
+LOOP_ROWS = 3 * LOOK_EVERY  # rows, 2 s, that repeat exactly, in all codebooks: sampling never does that in speech
 LOOP_PERIODS = range(1, 9)  # lengths of repeated patterns, rows; none is longer than LOOK_EVERY
 STUCK_ROWS = 4 * FRAME_RATE  # rows with one and the same code in codebook 0, as greedy decoding ends up in
-LOOK_EVERY = 8  # rows
 SILENCE = 10 ** (-55 / 20)  # RMS of a frame; the quietest whispering is 15 dB louder
 OFF = np.iinfo(np.int32).max
 _RECENT = np.arange(-2 * LOOK_EVERY, 0)
+_MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], np.uint64)  # a row's two words to one: unequal rows stay so
 
 
 class Guards:
@@ -38,13 +39,14 @@ class Guards:
         self._state[slot] = (0, 0, repeat, stuck, quiet)
 
     def look(self, slots: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Called every LOOK_EVERY rows: slot i has rows[i] of them. [n] bool, whether the last ones make it a loop."""
+        """The next LOOK_EVERY rows of each slot, up to rows[i], a multiple of it; [n] bool, whether that is a loop."""
         known = (rows >= 2 * LOOK_EVERY)[:, None]
-        recent = self._words[slots[:, None], rows[:, None] + _RECENT]  # [n, 16, 2]
-        last, codes = recent[:, LOOK_EVERY:], recent[:, LOOK_EVERY - 1 :, 0] & 0xFFFF  # of codebook 0, and one before
+        recent = self._words[slots[:, None], rows[:, None] + _RECENT]  # [n, 2 * LOOK_EVERY, 2]
+        mixed = recent[:, :, 0] * _MIX[0] + recent[:, :, 1] * _MIX[1]
+        last, codes = mixed[:, LOOK_EVERY:], recent[:, LOOK_EVERY - 1 :, 0] & 0xFFFF  # of codebook 0, and one before
         same = np.empty((len(slots), len(LOOP_PERIODS)), bool)
         for number, period in enumerate(LOOP_PERIODS):
-            same[:, number] = (last == recent[:, LOOK_EVERY - period : -period]).all((1, 2))
+            same[:, number] = (last == mixed[:, LOOK_EVERY - period : -period]).all(1)
         repeats = (self._repeats[slots] + LOOK_EVERY) * (same & known)
         self._repeats[slots] = repeats
         stuck = (self._stuck[slots] + LOOK_EVERY) * ((codes == codes[:, :1]).all(-1) & known[:, 0])

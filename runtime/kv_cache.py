@@ -10,15 +10,14 @@ and given back when the last holder lets go.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 DUMMY_PAGE = 0  # belongs to nobody: tables are padded with it
 
 
-@dataclass(frozen=True, eq=False)
-class Reservation:
+class Reservation(NamedTuple):
     """A sequence's pages [n] int32, in order. Its first `reused_rows` rows are in them once page `copy` (from, to) is
     copied."""
 

@@ -67,7 +67,7 @@ class Loop:
         self._owner: dict[Sequence, tuple[Utterance, Request]] = {}
         self._speaking: list[Utterance | None] = [None] * config.num_slots
         self._touched: dict[Request, None] = {}  # to whom something has happened
-        self._launches: deque[tuple[np.ndarray, np.ndarray]] = deque()  # slots and their terms of each row under way
+        self._launches: deque[tuple[np.ndarray, np.ndarray, int]] = deque()  # slots, terms, endings before, of each row
         self._flushes: list[tuple[int, int, int | None]] = []  # slot, frames to push, frames in all
         self._fast: list[Utterance] = []  # whose first chunk is wanted before it is exact
         self._row_seconds, self._clock = 0.04, 0.0
@@ -167,7 +167,7 @@ class Loop:
     def _launched(self, slots: np.ndarray) -> None:
         """A row of these is under way. Who has got the last one leaves at once; it is read later."""
         self.rows += len(slots)
-        self._launches.append((slots, self.progress.term[slots]))
+        self._launches.append((slots, self.progress.term[slots], self.progress.endings))
         for slot in self.progress.launch(slots).tolist():
             self._leave(self._at(slot).sequence)
 
@@ -175,9 +175,9 @@ class Loop:
         """Reads rows until only so many are under way."""
         while len(self._launches) > under_way:
             rows, done = self.runner.collect()
-            slots, terms = self._launches.popleft()
-            mine = self.progress.term[slots] == terms
-            if not mine.all():  # of those who were cancelled or had ended when this row was under way already
+            slots, terms, endings = self._launches.popleft()
+            if endings != self.progress.endings:  # who was cancelled or ended while this row was under way has none
+                mine = self.progress.term[slots] == terms
                 slots, rows, done = slots[mine], rows[mine], done[mine]
             for slot, reason in self.progress.read(slots, rows, done):
                 self._finish(slot, reason)
@@ -187,7 +187,7 @@ class Loop:
         utterance = self._at(slot)
         self._leave(utterance.sequence)
         frames_left, frames = self.progress.end(slot)
-        utterance.rows, utterance.codes = self.progress.rows(slot), self.progress.spoken(slot)
+        utterance.delayed = self.progress.delayed(slot)
         utterance.finish_reason = REASONS[reason]
         self._flushes.append((slot, frames_left, frames))
 

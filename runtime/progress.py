@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .delay import BOC, CODEBOOKS, undelay
+from .delay import CODEBOOKS
 from .guard import LOOK_EVERY, Guards
 
 MAX_FRAMES = 25  # of one push
@@ -28,6 +28,7 @@ class Progress:
         self.lookahead, self._second, self._growth = lookahead, second, growth
         self.codes = np.zeros((slots, max_rows, CODEBOOKS), np.int16)  # delayed rows, as read
         self.guards = Guards(self.codes)
+        self.endings = 0  # how often a term has changed
         self._reads = 0
         self.term = np.zeros(slots, np.int64)  # changes with every end: rows of an older term are nobody's
         # Columns of one matrix, so that a beginning is one assignment.
@@ -56,16 +57,19 @@ class Progress:
     def read(self, slots: np.ndarray, rows: np.ndarray, done: np.ndarray) -> list[tuple[int, int]]:
         """Rows [n, 8] have been read, done [n] tells those that the model has ended. Returns who ends, and why.
 
-        A loop ends with the last row that is under way already, which may be this one.
+        Loops are looked for now and then, but end where they would end whenever it was: so a request has the same rows
+        in any company.
         """
         newest = self._read[slots]
         self.codes[slots, newest] = rows
         self._read[slots] = newest + 1
         if newest.any():  # not the first rows of newcomers
             self._reads += 1
-        if self._reads % LOOK_EVERY == 0:
-            for slot in slots[self.guards.look(slots, newest + 1)].tolist():
-                self.cut(slot, LOOP)
+            if self._reads % LOOK_EVERY == 0:
+                rows_seen = (newest + 1) // LOOK_EVERY * LOOK_EVERY
+                looped = self.guards.look(slots, rows_seen)
+                for slot, seen in zip(slots[looped].tolist(), rows_seen[looped].tolist(), strict=True):
+                    self._cut_at(slot, seen + LOOK_EVERY, LOOP)  # no later look could have come behind that row
         ended = (done != 0) | (newest + 1 >= self._limit[slots])
         if not ended.any():
             return []
@@ -74,13 +78,17 @@ class Progress:
 
     def cut(self, slot: int, reason: int) -> bool:
         """No further row; whether those it has got are all there."""
-        if self._limit[slot] > self._launched[slot]:
-            self._limit[slot], self._cut[slot] = self._launched[slot], reason
+        self._cut_at(slot, int(self._launched[slot]), reason)
         return bool(self._read[slot] >= self._limit[slot])
+
+    def _cut_at(self, slot: int, rows: int, reason: int) -> None:
+        if self._limit[slot] > rows:
+            self._limit[slot], self._cut[slot] = rows, reason
 
     def end(self, slot: int) -> tuple[int, int]:
         """Its rows are complete: returns (frames to push for the rest of its sound, frames in all)."""
         self.term[slot] += 1
+        self.endings += 1
         self._push_at[slot] = _NEVER
         frames = self.frames(slot)
         return frames - int(self._pushed[slot]) + self.lookahead, frames
@@ -108,9 +116,6 @@ class Progress:
         self._push_at[slot] = self._pushed[slot] + self._next[slot] + CODEBOOKS - 1
         return taken
 
-    def spoken(self, slot: int) -> np.ndarray:
-        """The frames, [T, 8] int16; what is no code (BOC or EOC drawn out of turn) is 0."""
-        if self.frames(slot) == 0:
-            return np.zeros((0, CODEBOOKS), np.int16)
-        codes = undelay(self.codes[slot, : self.rows(slot)])
-        return np.where(codes >= BOC, 0, codes).astype(np.int16)
+    def delayed(self, slot: int) -> np.ndarray:
+        """A copy of the rows that were read, [R, 8] int16, delayed as they came."""
+        return self.codes[slot, : self.rows(slot)].copy()

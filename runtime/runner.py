@@ -217,7 +217,7 @@ class Runner:
         ids[places] = 0
         codes = [chunk.sequence.reference_rows(chunk.first, chunk.last) for chunk in chunks]
         complete = ends[[chunk.completes for chunk in chunks]] - 1
-        copies = np.array([chunk.copy for chunk in chunks if chunk.copy]).reshape(-1, 2).T
+        copies = np.array([chunk.page_copy for chunk in chunks if chunk.page_copy]).reshape(-1, 2).T
         lists = (positions, owner, table, tiles, places, np.concatenate(codes), complete, *copies)
         on_device = self._upload(lists)
         device_positions, device_owner, device_table, device_tiles, device_places, device_codes, device_ends = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from .prompt import PLACEHOLDER, Prompt
 
 STREAMS_PER_ROW = 16  # running ones, for each row that a newcomer may be kept waiting for company
 _NO_PAGES = np.zeros(0, np.int32)
+_NO_ROWS = np.zeros((0, CODEBOOKS), np.int64)
 
 
 @dataclass(eq=False)
@@ -38,9 +40,8 @@ class Sequence:
 
     def reference_rows(self, first: int, last: int) -> np.ndarray:
         """The delayed rows of codes among the prompt's rows `first`..`last` - 1, [n, 8] int64."""
-        begin, end = self._reference_before[[first, last]]
         rows = self.prompt.reference_rows
-        return np.zeros((0, CODEBOOKS), np.int64) if rows is None else rows[begin:end]
+        return _NO_ROWS if rows is None else rows[self._reference_before[first] : self._reference_before[last]]
 
     @property
     def max_rows(self) -> int:
@@ -51,8 +52,7 @@ class Sequence:
         return len(self.prompt.ids)
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Rows `first`..`last` - 1 of a prompt, to be run in one pass."""
 
     sequence: Sequence
@@ -64,7 +64,7 @@ class Chunk:
         return self.last == self.sequence.prompt_rows
 
     @property
-    def copy(self) -> tuple[int, int] | None:
+    def page_copy(self) -> tuple[int, int] | None:
         """The page to copy (from, to) before: with the sequence's first chunk."""
         return self.sequence.copy if self.first == self.sequence.reused_rows else None
 

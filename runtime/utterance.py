@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
-from .delay import CODEBOOKS
+from .delay import BOC, CODEBOOKS, undelay
 from .scheduler import Sequence
 from .speech import SAMPLES_PER_FRAME
 
@@ -19,8 +21,7 @@ class Utterance:
         heard before the codec can know them exactly."""
         self.sequence, self.allowance, self.fast = sequence, allowance, fast
         self.finish_reason: str | None = None  # set when no row will follow
-        self.codes = np.zeros((0, CODEBOOKS), np.int16)  # frames [T, 8], set at the same time
-        self.rows = 0  # likewise
+        self.delayed = np.zeros((0, CODEBOOKS), np.int16)  # all its rows [R, 8], set just before
         self.dropped = False  # nobody wants the rest
         self.sound: list[np.ndarray] = []  # float32 [n] each
         self._provisional = np.zeros(0, np.float32)  # heard before it was exact; its last samples are still held back
@@ -28,8 +29,20 @@ class Utterance:
         self._samples = 0  # exact ones
 
     @property
+    def rows(self) -> int:
+        return len(self.delayed)
+
+    @property
     def num_frames(self) -> int:
-        return len(self.codes)
+        return max(0, self.rows - CODEBOOKS + 1)
+
+    @cached_property
+    def codes(self) -> np.ndarray:
+        """Of a finished utterance, the frames [T, 8] int16; what is no code (BOC or EOC drawn out of turn) is 0."""
+        if self.num_frames == 0:
+            return self.delayed[:0]
+        codes = undelay(self.delayed)
+        return np.where(codes >= BOC, 0, codes).astype(np.int16)
 
     @property
     def flushed(self) -> bool:

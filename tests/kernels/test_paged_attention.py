@@ -221,3 +221,21 @@ def test_write_rows_touches_only_its_slots(device):
     write_rows(pages, torch.tensor([5, 11], device=device), rows)
     assert torch.equal(pages[1, 1].reshape(2 * K, D), rows[0]) and torch.equal(pages[2, 3, 1], rows[1, K:])
     assert pages.abs().sum(dim=(2, 3, 4)).count_nonzero() == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("context", [1, 16, 37, 300])
+def test_where_the_pages_lie_changes_no_bit_of_a_single_lane(context, dtype):
+    """The reference takes two ways; a request repeated must not hang on which pages it gets."""
+    torch.manual_seed(context)
+    count, (H, K, D) = -(-context // 16), (4, 2, 64)
+    query, content = torch.randn(1, H, D).to(dtype), torch.randn(count, 16, 2, K, D).to(dtype)
+    rope, found = torch.zeros(1, 2, D, dtype=dtype), []
+    for places in (range(1, count + 1), range(2 * count + 2, count + 2, -1)):
+        pages = torch.full((3 * count + 3, 16, 2, K, D), torch.nan, dtype=dtype)
+        pages[list(places)] = content
+        table = torch.tensor([list(places)], dtype=torch.int32)
+        rows = Rows(torch.tensor([context - 1], dtype=torch.int32), torch.zeros(1, dtype=torch.int32), table, rope, 16)
+        assert (rows.span is None) == (count > 1 and places.step < 0)
+        found.append(decode_attention_ref(query, pages, rows))
+    assert torch.equal(*found) and not found[0].isnan().any()

@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from octavo.runtime.config import SamplingParams
 from octavo.runtime.guard import LOOK_EVERY, LOOP_ROWS
 from octavo.runtime.progress import LENGTH, LOOP, SILENCE, STOP, Progress
+from octavo.runtime.prompt import Prompt
+from octavo.runtime.scheduler import Sequence
+from octavo.runtime.utterance import Utterance
 
 SLOTS = np.array([2, 0])
 
@@ -27,56 +31,73 @@ def noise(random: np.random.Generator) -> np.ndarray:
     return random.integers(0, 1024, (2, 8))
 
 
+def rows_until_end(progress: Progress, row, slots: np.ndarray = SLOTS, most: int = 300) -> tuple[int, list]:
+    """Adds row(0), row(1), ... ([2, 8]) until somebody ends: how many, and who."""
+    for number in range(most):
+        if ended := add(progress, row(number)[: len(slots)], slots=slots):
+            return number + 1, ended
+    return most, []
+
+
 @pytest.mark.parametrize("period", [1, 2, 5, 8])
 def test_repeated_rows_of_any_short_period_are_a_loop(period):
-    random, progress, ended = np.random.default_rng(0), started(), []
-    for number in range(LOOP_ROWS + period + 2 * LOOK_EVERY):
+    random = np.random.default_rng(0)
+
+    def row(number: int) -> np.ndarray:
         rows = noise(random)
         rows[0] = number % period
-        assert not ended
-        ended = add(progress, rows)
-        if ended:
-            break
-    assert ended == [(2, LOOP)] and number >= LOOP_ROWS
+        return rows
+
+    count, ended = rows_until_end(started(), row)
+    assert ended == [(2, LOOP)] and LOOP_ROWS <= count <= LOOP_ROWS + 2 * LOOK_EVERY
+
+
+@pytest.mark.parametrize("before", range(1, 18, 3))
+def test_a_loop_ends_with_the_same_row_in_any_company(before):
+    """Whenever the others had their rows, on which the time of the look hangs."""
+    random, progress = np.random.default_rng(0), started()
+    other, mine = SLOTS[:1], SLOTS[1:]
+    for _ in range(before):
+        add(progress, noise(random)[:1], slots=other)
+    count, ended = rows_until_end(progress, lambda number: np.full((2, 8), number if number < 20 else 7), mine)
+    assert (count, ended) == (96, [(0, LOOP)]), "three looks behind row 32, and one more"
 
 
 def test_rows_that_almost_repeat_are_no_loop():
-    progress = started()
-    for number in range(300):
+    def row(number: int) -> np.ndarray:
         rows = np.ones((2, 8), np.int64)
         rows[0] = number % 9  # a period too long to be called one
         rows[1, 7] = 0 if number % 40 else 1  # one code in forty rows differs
         rows[1, 0] = number % 50
-        assert not add(progress, rows)
+        return rows
+
+    assert rows_until_end(started(), row) == (300, [])
 
 
 def test_a_loop_is_nobodys_business_where_nothing_is_watched():
-    progress = started(allowance=None)
-    assert not any(add(progress, np.ones((2, 8), np.int64)) for _ in range(300))
+    assert rows_until_end(started(allowance=None), lambda number: np.ones((2, 8), np.int64)) == (300, [])
 
 
 def test_a_stuck_first_codebook_is_a_loop():
-    random, progress = np.random.default_rng(0), started()
-    for number in range(100 + 2 * LOOK_EVERY):
+    random = np.random.default_rng(0)
+
+    def row(number: int) -> np.ndarray:
         rows = noise(random)
         rows[1, 0] = 5
-        ended = add(progress, rows)
-        assert not ended or number >= 99
-        if ended:
-            break
-    assert ended == [(0, LOOP)]
+        return rows
+
+    count, ended = rows_until_end(started(), row)
+    assert ended == [(0, LOOP)] and 100 <= count <= 100 + 3 * LOOK_EVERY
 
 
-def test_a_loop_seen_while_a_row_is_under_way_ends_with_that_row():
-    progress = started()
+def test_a_cut_while_a_row_is_under_way_ends_with_that_row():
+    random, progress = np.random.default_rng(0), started()
     progress.launch(SLOTS)
-    for number in range(200):
-        ended = add(progress, np.ones((2, 8), np.int64) * [[number], [7]])
-        assert not ended
-        if progress._limit[0] < 400:
-            break
-    assert progress.read(SLOTS, np.full((2, 8), 7, np.int16), np.zeros(2)) == [(0, LOOP)]
-    assert progress.rows(0) == number + 2 < 100
+    for _ in range(20):
+        assert not add(progress, noise(random))
+    assert not progress.cut(0, SILENCE)
+    assert progress.read(SLOTS, noise(random).astype(np.int16), np.zeros(2)) == [(0, SILENCE)]
+    assert progress.rows(0) == 21
 
 
 def test_speech_and_pauses_pass_and_long_silence_is_seen():
@@ -101,7 +122,7 @@ def test_pushes_grow_and_take_every_frame_once():
     assert all(row - 7 == sum(count for _, count in taken[2][: n + 1]) for n, (row, _) in enumerate(taken[2]))
     left, frames = progress.end(2)
     assert frames == 193 and left == frames - sum(count for _, count in taken[2]) + 10
-    assert progress.due(SLOTS[:1]) == [] and progress.spoken(2).shape == (193, 8)
+    assert progress.due(SLOTS[:1]) == [] and progress.delayed(2).shape == (200, 8)
 
 
 def test_ends_by_the_model_by_the_limit_and_by_silence():
@@ -126,4 +147,6 @@ def test_controls_drawn_out_of_turn_are_silent_codes():
     progress = started()
     for row in range(9):
         add(progress, np.full((2, 8), 1025 if row == 8 else row))
-    assert progress.spoken(0).tolist() == [list(range(8)), [1, 2, 3, 4, 5, 6, 7, 0]]
+    utterance = Utterance(Sequence(Prompt([1], None, 1), SamplingParams()), None)
+    utterance.delayed = progress.delayed(0)
+    assert utterance.codes.tolist() == [list(range(8)), [1, 2, 3, 4, 5, 6, 7, 0]]
