@@ -320,8 +320,8 @@ def test_a_prompt_without_memory_fails_alone(engine):
 
 
 def test_deterministic_engines_compute_the_same_bits_in_any_company(tiny_dir):
-    """bf16, where the order of a sum would show: alone, with the voice's part reused, and among eleven others."""
-    with Engine.load(tiny_dir, device="cpu", dtype="bf16", deterministic=True, max_batch=16, kv_rows=16384) as engine:
+    """bf16, where the order of a sum would show: alone, with the voice's part reused, and among 63 others."""
+    with Engine.load(tiny_dir, device="cpu", dtype="bf16", deterministic=True, max_batch=64, kv_rows=16384) as engine:
         codes = np.random.default_rng(0).integers(0, 1024, (30, 8))
         voice = Voice(codes=codes, transcript="Said.", codec=engine.codec.fingerprint)
         ask = {"voice": voice, "seed": 77, "max_rows": 40, "temperature": 1.0}
@@ -338,7 +338,9 @@ def test_deterministic_engines_compute_the_same_bits_in_any_company(tiny_dir):
         assert len(alone) == 40
         again = engine.generate("Who else is here?", **ask)
         assert again.usage.reused_tokens and rows_of(again) == alone
-        streams = [engine.stream(f"Other {n}. " * n, seed=n, max_rows=20 + n) for n in range(1, 12)]
-        mine = engine.stream("Who else is here?", **ask).result()
-        assert len([stream.result() for stream in streams]) == 11
+        streams = [engine.stream(f"Other {n}. " * (n % 9 + 1), seed=n, max_rows=12 + n // 4) for n in range(40)]
+        mine = engine.stream("Who else is here?", **ask)
+        streams += [engine.stream(f"Other {n}. " * (n % 9 + 1), seed=n, max_rows=12 + n // 4) for n in range(23)]
+        mine = mine.result()
+        assert len([stream.result() for stream in streams]) == 63
         assert rows_of(mine) > alone
