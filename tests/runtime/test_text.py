@@ -197,9 +197,9 @@ def test_cleaning_is_linear(junk):
 
 
 def seconds(work):
-    start = time.perf_counter()
+    start = time.thread_time()
     try:
         work()
     except RequestError:
         pass
-    return time.perf_counter() - start
+    return time.thread_time() - start

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -31,9 +32,9 @@ def real_size(tmp_path_factory):
 
 def test_published_figures(octavo, real_size, monkeypatch):
     monkeypatch.setattr(Checkpoint, "_map", lambda *_: pytest.fail("a weight was read"))
-    begin = time.perf_counter()
+    begin = time.process_time()
     outcome = octavo("inspect", real_size, "--json")
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
     facts = json.loads(outcome.out)
     assert outcome.code == 0 and outcome.err == ""
     assert (facts["tensor_count"], facts["parameters"], facts["bytes"]) == (929, 4_654_850_537, 9_309_701_074)
@@ -52,12 +53,18 @@ def test_published_figures(octavo, real_size, monkeypatch):
     assert facts["config"]["num_layers"] == 36
 
 
+def processor_seconds() -> float:
+    """Of this process's children so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_the_command_takes_about_a_second(real_size):
     command = [sys.executable, "-m", "octavo.tools.cli", "inspect", str(real_size)]
-    begin = time.perf_counter()
+    begin = processor_seconds()
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    # Importing torch is most of it; this bound leaves room for a busy machine, a read of the weights would not fit.
-    assert time.perf_counter() - begin < 5
+    # Importing torch is most of it; a read of the weights would not fit. Not the wall's time: the machine may be busy.
+    assert processor_seconds() - begin < 5
     assert "4,654,850,537" in done.stdout and "144 KiB per row" in done.stdout and "9.31 GB" in done.stdout
 
 
