@@ -105,7 +105,7 @@ class Loop:
         for sequence in list(self._owner):
             self.scheduler.finish(sequence)
         for request in list(self.requests):
-            self.end(request, copy.copy(error))  # each is raised in a thread of its own
+            self.end(request, _another(error))
 
     @property
     def working(self) -> bool:
@@ -276,3 +276,11 @@ class Loop:
         utterance = self._speaking[slot]
         assert utterance is not None, slot
         return utterance
+
+
+def _another(error: Exception) -> Exception:
+    """The same error for one more thread to raise; the same object, where it cannot be copied."""
+    try:
+        return copy.copy(error)
+    except Exception:
+        return error

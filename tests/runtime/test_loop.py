@@ -162,6 +162,19 @@ def test_nothing_is_left_after_an_error_of_the_device():
     assert isinstance(taken(again)[-1], Speech)
 
 
+class Uncopyable(Exception):
+    def __init__(self, one, two):
+        super().__init__(one)
+
+
+def test_an_error_that_cannot_be_copied_reaches_everybody_too():
+    loop = make_loop()
+    requests = [ask(loop), ask(loop)]
+    loop.step()
+    loop.abandon(Uncopyable("a", "b"))
+    assert all(isinstance(taken(request)[-1], Uncopyable) for request in requests)
+
+
 class AnyLoad(RuleBasedStateMachine):
     """Random arrivals, cancels, ends and steps against what must hold at any time."""
 
