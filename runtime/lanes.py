@@ -60,7 +60,7 @@ class Lanes:
         self.all = self._views(codebooks)
         self._front: dict[int, LaneView] = {}  # the first n lanes, for every n that was asked for
         self._stale = 0  # lines at the front that the device has not seen yet
-        self.slots = np.zeros(0, np.int64)  # of the running lanes
+        self._slots: np.ndarray | None = None
 
     def join(self, sequence: Sequence, codebook_vocab: int) -> None:
         """The next lane is `sequence`'s; nothing of its previous owner stays."""
@@ -102,6 +102,13 @@ class Lanes:
         if self.device.type != "cpu":
             self.host["row"][: self.running] += 1
 
+    @property
+    def slots(self) -> np.ndarray:
+        """[n] int64, of the running lanes; the same array until somebody joins or leaves."""
+        if self._slots is None:
+            self._slots = self.host["slot"][: self.running].astype(np.int64)
+        return self._slots
+
     def view(self, first: int, last: int) -> LaneView:
         """The lanes `first`..`last` - 1."""
         if first:
@@ -133,4 +140,4 @@ class Lanes:
 
     def _changed(self, lines: int) -> None:
         self._stale = max(self._stale, lines)
-        self.slots = self.host["slot"][: self.running].astype(np.int64)
+        self._slots = None

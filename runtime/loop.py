@@ -33,8 +33,6 @@ class RowSource(Protocol):
     @property
     def slots(self) -> np.ndarray: ...
     @property
-    def under_way(self) -> int: ...
-    @property
     def last_event(self) -> torch.cuda.Event | None: ...
     def prefill(self, chunks: list[Chunk]) -> None: ...
     def decode(self) -> None: ...
@@ -213,7 +211,7 @@ class Loop:
         for utterance in list(self._fast):
             slot = utterance.sequence.slot
             frames = self.progress.launched(slot) - CODEBOOKS + 1
-            if utterance.dropped or utterance.finish_reason or frames > wanted:
+            if utterance.finish_reason or frames > wanted:
                 self._fast.remove(utterance)
             elif frames > 0:
                 self.sounds.preview(slot, frames)
@@ -260,9 +258,10 @@ class Loop:
     def _drop(self, utterance: Utterance) -> None:
         """Nothing of it is needed any more."""
         sequence = utterance.sequence
-        if utterance.dropped or self._owner.pop(sequence, None) is None:
+        if self._owner.pop(sequence, None) is None:
             return
-        utterance.dropped = True
+        if utterance in self._fast:
+            self._fast.remove(utterance)
         self._leave(sequence)
         slot = sequence.slot
         if slot >= 0:

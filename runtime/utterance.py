@@ -22,7 +22,6 @@ class Utterance:
         self.sequence, self.allowance, self.fast = sequence, allowance, fast
         self.finish_reason: str | None = None  # set when no row will follow
         self.delayed = np.zeros((0, CODEBOOKS), np.int16)  # all its rows [R, 8], set just before
-        self.dropped = False  # nobody wants the rest
         self.sound: list[np.ndarray] = []  # float32 [n] each
         self._provisional = np.zeros(0, np.float32)  # heard before it was exact; its last samples are still held back
         self._exact: list[np.ndarray] = []  # kept back until it reaches beyond what was provisional
