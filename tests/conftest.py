@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from octavo.runtime import engine
 from octavo.tools.make_checkpoint import make_checkpoint
 
 torch.set_num_threads(1)
+
+# A shell's background job is started with Ctrl-C ignored, and hands that on; some tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run: a test that fails for one in a thousand must not stop somebody else's change.
 hypothesis.settings.register_profile("octavo", derandomize=True, deadline=None)
