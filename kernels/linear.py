@@ -25,14 +25,16 @@ import torch
 from .cpu_linear import cpu_linear
 from .launch import dot, jit, on_triton, tl, triton
 from .linear_tile import SKINNY, columns, depth, padded, tile_of
+from .packed import Packed
 from .rms_norm import rms_norm, rms_norm_ref
 from .swiglu import silu, swiglu_ref
 from .swiglu import swiglu as swiglu_op
+from .warps import outputs, over_warps
 
 
 def linear(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | Packed,
     *,
     norm: torch.Tensor | None = None,
     eps: float = 0.0,
@@ -40,6 +42,8 @@ def linear(
     swiglu: bool = False,
     deterministic: bool = False,
 ) -> torch.Tensor:
+    if isinstance(weight, Packed):
+        return weight.linear(x, norm=norm, eps=eps, residual=residual, swiglu=swiglu, deterministic=deterministic)
     if not on_triton(x):
         return linear_ref(x, weight, norm=norm, eps=eps, residual=residual, swiglu=swiglu, deterministic=deterministic)
     N, IN = x.shape
@@ -148,7 +152,7 @@ def _skinny_kernel(
     g_ptrs = g_ptr + i + 0 * r  # 8 rows alike: the threads must lie as they do for x
 
     if HAS_RESIDUAL:  # asked for now: after the loop everybody would wait for it
-        y_ptrs, stored = _outputs(y_ptr, stride_yn, N, OUT, ROWS, BLOCK_N, BLOCK_O)
+        y_ptrs, stored = outputs(y_ptr, stride_yn, N, OUT, ROWS, BLOCK_N, BLOCK_O)
         residual = tl.load(y_ptrs, mask=stored, other=0.0).to(tl.float32)
     acc = tl.zeros((SPLIT, BLOCK_O, BLOCK_N), tl.float32)
     acc_up = tl.zeros((SPLIT, BLOCK_O, BLOCK_N), tl.float32)
@@ -167,28 +171,19 @@ def _skinny_kernel(
         if SWIGLU:
             up = tl.load(u_ptrs + start, mask=inside & exists, other=0.0, eviction_policy="evict_first")
             acc_up = dot(_operand(up, BLOCK_O, SPLIT), x, acc_up, PRECISION)
-    y = _over_warps(acc, BLOCK_O, BLOCK_N, SPLIT)
+    y = over_warps(acc, BLOCK_O, BLOCK_N, SPLIT)
     # The norm's scale is the same for a whole row of x, so that it can wait until here.
     scale = 1.0
     if HAS_NORM:
         squares = tl.reshape(tl.permute(tl.sum(squares, 3), (1, 0, 2)), (SPLIT, 1, BLOCK_N))
-        scale = tl.rsqrt(_over_warps(squares, 1, BLOCK_N, SPLIT) / IN + eps)
+        scale = tl.rsqrt(over_warps(squares, 1, BLOCK_N, SPLIT) / IN + eps)
     y *= scale
     if SWIGLU:
-        y = silu(y) * (_over_warps(acc_up, BLOCK_O, BLOCK_N, SPLIT) * scale)
+        y = silu(y) * (over_warps(acc_up, BLOCK_O, BLOCK_N, SPLIT) * scale)
     if HAS_RESIDUAL:
         y += residual
-    y_ptrs, stored = _outputs(y_ptr, stride_yn, N, OUT, ROWS, BLOCK_N, BLOCK_O)
+    y_ptrs, stored = outputs(y_ptr, stride_yn, N, OUT, ROWS, BLOCK_N, BLOCK_O)
     tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=stored)
-
-
-@jit
-def _outputs(y_ptr, stride_yn, N, OUT, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr):
-    """Pointers [BLOCK_O, BLOCK_N] to this program's outputs, and which of them exist."""
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    row = tl.arange(0, BLOCK_O)[:, None]
-    o = tl.program_id(1) * ROWS + row
-    return y_ptr + n.to(tl.int64) * stride_yn + o, (n < N) & (row < ROWS) & (o < OUT)
 
 
 @jit
@@ -200,23 +195,6 @@ def _operand(tile, ROWS: tl.constexpr, SPLIT: tl.constexpr):
     q and t change names, and every thread feeds the instruction from the 16 bytes that it loaded itself."""
     tile = tl.reshape(tile, (ROWS // 8, SPLIT, 8, 4, 4, 2))  # group, warp, row, q, t, pair
     return tl.reshape(tl.permute(tile, (1, 0, 2, 4, 3, 5)), (SPLIT, ROWS, 32))
-
-
-@jit
-def _over_warps(parts, ROWS: tl.constexpr, COLS: tl.constexpr, SPLIT: tl.constexpr):
-    """[SPLIT, ROWS, COLS], one part from each warp -> their sum. By halves, because `split` wants both halves in one
-    thread, so that all parts cross shared memory once; tl.sum over warps would cross it, and wait, again and again."""
-    parts = tl.permute(parts, (1, 2, 0))
-    if SPLIT >= 8:
-        a, b = tl.split(tl.reshape(parts, (ROWS, COLS, 4, 2)))
-        parts = a + b
-    if SPLIT >= 4:
-        a, b = tl.split(tl.reshape(parts, (ROWS, COLS, 2, 2)))
-        parts = a + b
-    if SPLIT >= 2:
-        a, b = tl.split(tl.reshape(parts, (ROWS, COLS, 1, 2)))
-        parts = a + b
-    return tl.reshape(parts, (ROWS, COLS))
 
 
 def linear_ref(

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from octavo.kernels.byte_code import Bytes
+from octavo.kernels.byte_dense import byte_dense
 from octavo.kernels.codec_conv import codec_conv
 from octavo.kernels.codec_head import codec_head
 from octavo.kernels.codec_lookup import codec_lookup
@@ -20,7 +22,11 @@ from octavo.kernels.codec_unit import WIDEST, Unit, codec_unit
 from octavo.kernels.codec_window import COLUMNS, Window
 from octavo.kernels.decode_attention import decode_attention
 from octavo.kernels.embed_rows import embed_rows, start_row
+from octavo.kernels.fp8_rows import fp8_rows
+from octavo.kernels.int4 import Int4
+from octavo.kernels.int8 import Int8
 from octavo.kernels.linear import linear
+from octavo.kernels.packed import Packed
 from octavo.kernels.prefill_attention import prefill_attention, prefill_tiles
 from octavo.kernels.qk_rope import qk_rope_write
 from octavo.kernels.rms_norm import rms_norm
@@ -145,6 +151,65 @@ def layers(N: int, deterministic: bool = False) -> list[Case]:
     ]
 
 
+def int4(OUT: int, IN: int, group: int = 128, levels: bool = False) -> Int4:
+    tables = {torch.bfloat16: bf16(16)} if levels else None
+    return Int4(zeros(OUT, IN // 8), zeros(OUT, IN // group), 1.0, tables, not levels, (OUT, IN), group)
+
+
+def int4_layer(name: str, N: int, group: int = 128, levels: bool = False, deterministic: bool = False) -> None:
+    OUT, IN, _ = LAYERS[name]
+    packed_layer(name, N, int4(OUT, IN, group, levels), deterministic)
+
+
+def packed_layer(name: str, N: int, weight: Packed, deterministic: bool) -> None:
+    OUT, IN, around = LAYERS[name]
+    norm = torch.empty(IN) if "norm" in around else None
+    residual = bf16(N, OUT) if "residual" in around else None
+    swiglu = "swiglu" in around
+    weight.linear(bf16(N, IN), norm=norm, eps=1e-6, residual=residual, swiglu=swiglu, deterministic=deterministic)
+
+
+def int4_dense() -> None:
+    int4(256, HIDDEN).dense(torch.bfloat16)
+
+
+def int4_layers(N: int, levels: dict[str, int], *options: Any) -> list[Case]:
+    """levels: of the cases, by layer; options: those of `int4_layer` from the group on."""
+    tag = " ".join(map(str, ("int4", *options)))
+    return [
+        Case(f"{tag} {name} N={N}", int4_layer, (name, N, *options), mma=True, level=level)
+        for name, level in levels.items()
+    ]
+
+
+def bytes_of(OUT: int, IN: int, kind: str) -> Bytes:
+    """kind: "fp8", "int8" with a scale a row, or "int8/32" or "int8/32+" with scales, and offsets, of groups."""
+    group = int(kind.rstrip("+").split("/")[1]) if "/" in kind else 0
+    scale = torch.empty(OUT, IN // group, dtype=torch.float16) if group else torch.empty(OUT)
+    offset = scale.clone() if kind.endswith("+") else None
+    return Bytes(torch.empty(OUT, IN, dtype=torch.uint8), scale, offset, group, 1.0, IN, kind == "fp8")
+
+
+def byte_layer(kind: str, name: str, N: int, deterministic: bool = False) -> None:
+    OUT, IN, _ = LAYERS[name]
+    packed_layer(name, N, Int8(bytes_of(OUT, IN, kind), (OUT, IN)), deterministic)
+
+
+def byte_layers(kind: str, N: int, levels: dict[str, int]) -> list[Case]:
+    return [
+        Case(f"{kind} {name} N={N}", byte_layer, (kind, name, N), mma=N > 1, level=level)
+        for name, level in levels.items()
+    ]
+
+
+def dense_bytes(kind: str) -> None:
+    byte_dense(bytes_of(256, HIDDEN, kind), torch.bfloat16)
+
+
+def rows_to_fp8(N: int) -> None:
+    fp8_rows(bf16(N, HIDDEN), HIDDEN, torch.empty(HIDDEN), 1e-6)
+
+
 # A push of F frames through the codec
 
 
@@ -208,6 +273,38 @@ CASES = [
     *layers(8),
     *layers(16),
     *layers(64, deterministic=True),
+    *int4_layers(1, {"gate_up": 1, "o": 2, "qkv": 3, "down": 3}),
+    *int4_layers(2, {"o": 3, "gate_up": 3}),
+    *int4_layers(4, {"o": 3, "gate_up": 3}),
+    *int4_layers(8, {"gate_up": 3, "o": 2, "qkv": 3, "down": 3}),
+    *int4_layers(16, {"gate_up": 1, "o": 3, "qkv": 3, "down": 3}),
+    *int4_layers(24, {"o": 3}),
+    *int4_layers(64, {"gate_up": 3, "o": 1, "qkv": 3, "down": 3}),
+    *int4_layers(128, {"gate_up": 3, "o": 3}),
+    *int4_layers(64, {"gate_up": 3, "o": 3}, 128, False, True),
+    *int4_layers(1, {"gate_up": 2, "o": 3}, 32),
+    *int4_layers(16, {"gate_up": 2, "o": 3}, 32),
+    *int4_layers(64, {"o": 3}, 32),
+    *int4_layers(1, {"o": 3}, 16),
+    *int4_layers(16, {"o": 3, "gate_up": 3}, 16),
+    *int4_layers(1, {"o": 2}, 64, True),
+    *int4_layers(16, {"o": 3}, 64, True),
+    Case("int4 dense", int4_dense, level=1),
+    *byte_layers("fp8", 1, {"gate_up": 1, "o": 3, "qkv": 3, "down": 3, "head": 3}),
+    *byte_layers("fp8", 8, {"gate_up": 3, "o": 3}),
+    *byte_layers("fp8", 16, {"gate_up": 2, "o": 3}),
+    *byte_layers("int8", 1, {"gate_up": 3, "o": 2, "qkv": 3, "down": 3}),
+    *byte_layers("int8", 8, {"qkv": 2, "gate_up": 3}),
+    *byte_layers("int8", 16, {"gate_up": 3, "o": 3, "down": 3}),
+    *byte_layers("int8", 64, {"o": 2, "gate_up": 3}),
+    *byte_layers("int8", 128, {"gate_up": 3, "down": 3}),
+    *byte_layers("int8/32", 1, {"gate_up": 2, "down": 3}),
+    *byte_layers("int8/32+", 1, {"o": 3}),
+    *byte_layers("int8/32+", 16, {"gate_up": 1, "o": 3}),
+    *byte_layers("int8/32+", 64, {"down": 1, "gate_up": 3}),
+    Case("byte_dense int8/32+", dense_bytes, ("int8/32+",), level=1),
+    Case("byte_dense fp8", dense_bytes, ("fp8",), level=3),
+    Case("fp8_rows N=64", rows_to_fp8, (64,), level=1),
     Case("qk_rope_write N=64", rope, (64,), level=1),
     Case("decode_attention B=1", decode, (1,), mma=True, level=3),
     Case("decode_attention B=64", decode, (64,), mma=True, level=1),
