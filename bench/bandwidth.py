@@ -68,4 +68,4 @@ def row_bytes(runner: Probe) -> int:
     weights = [module.weight for module in runner.model.modules() if isinstance(module, Linear)]
     L, _, _, two, K, D = runner.pages.shape
     cache = CONTEXT * L * two * K * D * runner.pages.itemsize
-    return sum(weight.numel() * weight.itemsize for weight in weights) + cache
+    return sum(weight.nbytes for weight in weights) + cache

@@ -34,12 +34,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
-    """`fp32`, `bf16`, or `auto`: bf16 on a GPU; on the CPU fp32 where the weights take up to half of the memory."""
+    """`fp32`, `bf16`, or `auto`: bf16 on a GPU and for a quantized model, else fp32 where the weights take up to half
+    of the memory. On the CPU fp32 also means quantized weights as they are defined, in fp32's memory."""
     if name != "auto":
         if name not in DTYPES:
             raise RequestError(f"There is no dtype {name!r}. Use auto, fp32 or bf16.")
         return DTYPES[name]
-    if device.type == "cuda":
+    if device.type == "cuda" or checkpoint.quantization:
         return torch.bfloat16
-    values = sum(info.nbytes // info.dtype.itemsize for info in checkpoint.info.values())
-    return torch.float32 if 4 * values <= physical_memory() / 2 else torch.bfloat16
+    return torch.float32 if 4 * checkpoint.numel <= physical_memory() / 2 else torch.bfloat16

@@ -1,4 +1,7 @@
-"""A model id or a folder -> a folder. Reads huggingface_hub's local cache; touches the network only when told to."""
+"""A model id, a folder or a .gguf file -> where it is.
+
+Reads huggingface_hub's local cache; touches the network only when told to.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,17 @@ _FILES = ["*.json", "*.safetensors", "*.md", "LICENSE*"]  # what a checkpoint is
 
 
 def resolve(model: str, download: bool = False) -> Path:
-    """The folder of `model`: an existing folder is itself, `org/name` is looked up in the local cache.
+    """Where `model` is: an existing folder or .gguf file is itself, `org/name` is looked up in the local cache.
 
     With `download`, `org/name` is brought up to date from the hub first. Raises CheckpointError.
     """
     folder = Path(model).expanduser()
-    if model and folder.is_dir():
+    if model and (folder.is_dir() or (folder.suffix == ".gguf" and folder.is_file())):
         return folder
-    if not _MODEL_ID.fullmatch(model):
-        raise CheckpointError(f"{model!r} is not a folder. Give a checkpoint folder, or a model id like org/name.")
+    if not _MODEL_ID.fullmatch(model) or folder.suffix == ".gguf":
+        raise CheckpointError(
+            f"{model!r} is not a folder, nor a .gguf file. Give one of them, or a model id like org/name."
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

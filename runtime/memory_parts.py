@@ -51,18 +51,20 @@ def memory_parts(
     device: torch.device,
     config: EngineConfig,
     encoder: bool,
+    body: int | None = None,
 ) -> dict[str, int]:
-    """Name -> bytes. encoder: recordings are encoded on this device."""
+    """Name -> bytes. encoder: recordings are encoded on this device. body: of the layers' matrices and all norms, where
+    they are quantized."""
     cuda = device.type == "cuda"
     parts = {
-        "language model": _body(model, dtype, cuda),
+        "language model": _body(model, dtype, cuda) if body is None else body,
         "audio table, head": _tables(model, dtype, cuda),
         "KV cache": kv_row(model, dtype) * config.page_size * (config.num_pages + 1),  # page 0 is nobody's
         "codec decoder": _decoder(codec),
         "codec state": _codec_state(codec, config, cuda),
         "requests": _requests(model, dtype, config, cuda),
         "row workspace": _rows(model, dtype, config, cuda),
-        "prompt workspace": _prompts(model, dtype, config, cuda),
+        "prompt workspace": _prompts(model, dtype, config, cuda) + (body is not None) * _plain(model, dtype),
         "codec workspace": _codec_passes(codec) if cuda else _codec_push(codec, config),
         "voice encoder": _encoder(codec) if encoder else 0,
     }
@@ -91,6 +93,13 @@ def _body(model: ModelConfig, dtype: torch.dtype, cuda: bool) -> int:
     values = body_values(model)
     norms = values.pop("norms") * dtype.itemsize
     return model.num_layers * sum(_block(n * dtype.itemsize, cuda) for n in values.values()) + norms
+
+
+def _plain(model: ModelConfig, dtype: torch.dtype) -> int:
+    """Many rows are multiplied with a quantized matrix in plain numbers, made for that product: the largest."""
+    values = body_values(model)
+    values.pop("norms")
+    return dtype.itemsize * max(values.values())
 
 
 def _tables(model: ModelConfig, dtype: torch.dtype, cuda: bool) -> int:

@@ -26,6 +26,7 @@ from .devices import pick_dtype
 from .errors import CapacityError, RequestError
 from .memory_parts import CUDA_CONTEXT, memory_parts
 from .models import CODEC_PREFIX
+from .packed_bytes import body_bytes
 
 # Rows that a request reserves: 160 of a prompt with a voice of 4 s, and 440 that a sentence of 100 characters may take.
 TYPICAL_ROWS = 600
@@ -138,12 +139,13 @@ def plan_for(
             "Close other programs, or ask for less."
         )
     number_type = pick_dtype(dtype, device, checkpoint)
-    values = sum(info.nbytes // info.dtype.itemsize for info in checkpoint.info.values())
-    if dtype == "auto" and 4 * values > budget / 2:  # what is half of the memory elsewhere is half of the budget here
+    # What is half of the memory elsewhere is half of the budget here.
+    if dtype == "auto" and 4 * checkpoint.numel > budget / 2:
         number_type = torch.bfloat16
     model = ModelConfig.from_checkpoint(checkpoint.config)
     codec = CodecConfig.from_weights(checkpoint.weights(CODEC_PREFIX))
-    return plan(model, codec, number_type, device, budget, config, keep)
+    body = body_bytes(checkpoint, model, device) if checkpoint.quantization else None
+    return plan(model, codec, number_type, device, budget, config, keep, body=body)
 
 
 def plan(
@@ -155,10 +157,12 @@ def plan(
     config: EngineConfig | None = None,
     keep: Collection[str] = (),
     encoder: bool | None = None,
+    body: Callable[[torch.dtype], int] | None = None,
 ) -> MemoryPlan:
     """Chooses max_batch and kv_rows, except those named in `keep`, which are taken from `config`, as all the rest is.
 
-    encoder: whether recordings are encoded on the device; None: if there is room. Raises CapacityError.
+    encoder: whether recordings are encoded on the device; None: if there is room. body: `packed_bytes.body_bytes` of a
+    quantized model. Raises CapacityError.
     """
     config = config or EngineConfig()
     config = dataclasses.replace(config, max_context=min(config.max_context, model.max_context))
@@ -171,7 +175,7 @@ def plan(
 
     def make(batch: int, rows: int, encoder: bool, dtype: torch.dtype = dtype, **others: Any) -> MemoryPlan:
         chosen = dataclasses.replace(config, max_batch=batch, kv_rows=rows, **others)
-        parts = memory_parts(model, codec, dtype, device, chosen, encoder)
+        parts = memory_parts(model, codec, dtype, device, chosen, encoder, body(dtype) if body else None)
         return MemoryPlan(device, dtype, budget, chosen, encoder, parts)
 
     def fits(batch: int, encoder: bool, rows: int = 0) -> bool:

@@ -47,18 +47,24 @@ class Tokenizer:
         file = Path(path)
         file = file / "tokenizer.json" if file.is_dir() else file
         try:
-            content = file.read_text(encoding="utf-8")
+            return cls.parse(file.read_bytes(), str(file))
         except OSError as error:
             raise CheckpointError(f"{file} cannot be read: {error.strerror}. Download the model again.") from error
-        except UnicodeDecodeError as error:
-            raise CheckpointError(f"{file} is damaged (it is not UTF-8). Download it again.") from error
+
+    @classmethod
+    def parse(cls, content: bytes, source: str) -> Tokenizer:
+        """content: of a tokenizer.json; `source` names it in what is raised: CheckpointError."""
         try:
-            tokenizer = tokenizers.Tokenizer.from_str(content)
+            tokenizer = tokenizers.Tokenizer.from_str(content.decode())
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{source} is damaged (it is not UTF-8). Download it again.") from error
         except Exception as error:  # the library raises nothing more exact
-            raise CheckpointError(f"{file} is damaged or of an unknown format ({error}). Download it again.") from error
+            raise CheckpointError(
+                f"{source} is damaged or of an unknown format ({error}). Download it again."
+            ) from error
         tokenizer.no_truncation()  # a file may carry settings of another use
         tokenizer.no_padding()
-        return cls(tokenizer, str(file))
+        return cls(tokenizer, source)
 
     def encode(self, text: str) -> list[int]:
         """Ids of clean text: each control tag is one id, the rest is Unicode-normalised (NFC) and byte-level BPE.

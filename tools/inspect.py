@@ -26,26 +26,37 @@ _PARTS = {  # first match counts
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", metavar="DIR|ID|VOICE", help="checkpoint folder, model id in the local cache, voice file"
+        "model", metavar="MODEL|VOICE", help="checkpoint folder or .gguf file, model id in the local cache, voice file"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     parser.add_argument("--tensors", action="store_true", help="list every tensor: name, dtype, shape, shard")
+    parser.add_argument(
+        "--verify", action="store_true", help="read it all, and compare with the hashes that `octavo quantize` stored"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    if Path(args.model).is_file():
+    if Path(args.model).is_file() and Path(args.model).suffix != ".gguf":
+        from octavo.runtime.errors import RequestError
         from octavo.runtime.voice import Voice
 
+        if args.verify:
+            raise RequestError(f"{args.model} is no checkpoint: only these hold hashes. Leave --verify out.")
         print(voice_text(Voice.load(args.model), args.json))
         return 0
     from octavo.runtime.checkpoint import Checkpoint
     from octavo.runtime.hub import resolve
+    from octavo.runtime.verify import provenance, verify
 
     checkpoint = Checkpoint.open(resolve(args.model))
     facts = describe(checkpoint)
+    if made := provenance(checkpoint):
+        facts["provenance"] = made
+    if args.verify:
+        facts["verified"] = verify(checkpoint)
     if args.tensors:
         facts["tensors"] = {
-            name: {"dtype": _name(info.dtype), "shape": list(info.shape), "shard": info.shard.name}
+            name: {"dtype": info.kind, "shape": list(info.shape), "shard": info.shard.name}
             for name, info in sorted(checkpoint.info.items())
         }
     print(json.dumps(facts, indent=2) if args.json else _text(facts))
@@ -75,16 +86,16 @@ def describe(checkpoint: Checkpoint) -> dict:
         part = "audio head" if untied else next(p for p, prefix in _PARTS.items() if name.startswith(prefix))
         entry = parts.setdefault(part, {"tensors": 0, "parameters": 0, "bytes": 0})
         entry["tensors"] += 1
-        entry["parameters"] += info.nbytes // info.dtype.itemsize
+        entry["parameters"] += info.numel
         entry["bytes"] += info.nbytes
-        dtypes[_name(info.dtype)] += 1
+        dtypes[info.kind] += 1
     head = parts["audio head" if "audio head" in parts else "audio table"]
     per_row = {key: parts["language model"][key] + head[key] for key in ("parameters", "bytes")}
-    norm = checkpoint.info.get("body.norm.weight")
-    itemsize = norm.dtype.itemsize if norm else 2
+    norm = checkpoint.info["body.norm.weight"].dtype
+    itemsize = norm.itemsize if norm and not checkpoint.quantization else 2  # quantized: its norms may be fp32
     kv = 2 * config.num_layers * config.kv_size * itemsize
     return {
-        "folder": str(checkpoint.folder),
+        "folder": str(checkpoint.path),
         "config": dataclasses.asdict(config),
         "shards": sorted({info.shard.name for info in checkpoint.info.values()}),
         "tensor_count": len(checkpoint),
@@ -119,9 +130,20 @@ def _text(facts: dict) -> str:
         f"KV cache    {kv['bytes_per_row'] / 1024:g} KiB per row, {_bytes(kv['bytes'])} at {kv['rows']} rows",
         f"each row    touches {row['parameters']:,} weights, {_bytes(row['bytes'])}",
     ]
+    if made := facts.get("provenance"):
+        lines.append(_made(made) + ("; all hashes are right" if "verified" in facts else ""))
     for name, tensor in facts.get("tensors", {}).items():
         lines.append(f"{name}  {tensor['dtype']}  {tensor['shape']}  {tensor['shard']}")
     return "\n".join(lines)
+
+
+def _made(provenance: dict) -> str:
+    """Of a file that `octavo quantize` wrote; what it says may be anybody's."""
+    scores, failures = provenance.get("scores"), provenance.get("failures")
+    gate = "not judged" if not scores else "failed the gate" if failures else "passed the gate"
+    source = provenance.get("source")
+    name = source.get("name") if isinstance(source, dict) else None
+    return f"quantized   {provenance.get('type')} by {provenance.get('tool')} from {name}: {gate}"
 
 
 def _codec(c: dict) -> list[str]:
@@ -138,10 +160,6 @@ def _codec(c: dict) -> list[str]:
         lines.append(f"  encoder       {chain(encoder['widths'])}; HuBERT of {hubert['layers']} layers, "
                      f"{hubert['width']} wide, FFN {hubert['ffn']}")  # fmt: skip
     return lines
-
-
-def _name(dtype: object) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _bytes(count: int) -> str:

@@ -1,4 +1,4 @@
-"""The one linear layer, with what comes before and after its product. Quantized formats will join here."""
+"""The one linear layer, with what comes before and after its product, in whatever format its weight is."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ import torch.nn as nn
 from octavo.kernels.cpu_linear import arrange
 from octavo.kernels.launch import on_triton
 from octavo.kernels.linear import linear
+from octavo.kernels.pack import pack
+from octavo.kernels.packed import Packed
+from octavo.quant.formats.grouped import Grouped, stack
 
-from .parameter import empty
+from .parameter import empty, fill
 
 
 class Linear(nn.Module):
-    """weight: [out, in]. Checkpoint matrices may be stacked along `out` (qkv, gate and up): one GEMM for all."""
+    """weight: [out, in], a tensor, or Packed where the checkpoint's is quantized; there once `load` has been called.
+    Checkpoint matrices may be stacked along `out` (qkv, gate and up): one product for all."""
 
+    weight: torch.Tensor | Packed
     deterministic = False  # set by `load_model`: no row's result may hang on the other rows
 
     def __init__(self, inputs: int, outputs: int, device: torch.device, dtype: torch.dtype):
         super().__init__()
-        self.weight = empty(outputs, inputs, device=device, dtype=dtype)
+        self.inputs, self.outputs, self.device, self.dtype = inputs, outputs, device, dtype
 
     def forward(
         self,
@@ -38,7 +43,23 @@ class Linear(nn.Module):
             x, self.weight, norm=norm, eps=eps, residual=residual, swiglu=swiglu, deterministic=self.deterministic
         )
 
-    def arrange(self) -> None:
-        """Once the weight is final: puts it into the layout that this device multiplies fastest."""
-        if not on_triton(self.weight):
-            self.weight = nn.Parameter(arrange(self.weight), requires_grad=False)
+    def load(self, *parts: torch.Tensor | Grouped) -> None:
+        """Takes over the parts, one below the other: copied, cast, and laid out as this device multiplies fastest."""
+        tensors = [part for part in parts if isinstance(part, torch.Tensor)]
+        if len(tensors) < len(parts):
+            matrix = stack(parts)
+            if isinstance(matrix, Grouped):
+                packed = pack(matrix.codes, matrix.scale, matrix.offset, matrix.levels, self.device, self.dtype)
+                if packed:
+                    self.weight = packed
+                    return
+                matrix = matrix.dequantize()
+            tensors = [matrix]
+        weight = empty(self.outputs, self.inputs, device=self.device, dtype=self.dtype)
+        fill(weight, *tensors)
+        self.share(weight)
+
+    def share(self, weight: torch.Tensor) -> None:
+        """Multiplies with a tensor [out, in] that others may use as well; no copy, unless the device wants products
+        laid out apart."""
+        self.weight = nn.Parameter(weight if on_triton(weight) else arrange(weight), requires_grad=False)

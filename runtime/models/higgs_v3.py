@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
 from octavo.kernels.embed_rows import embed_rows, start_row
 from octavo.kernels.rows import Rows
@@ -25,11 +24,18 @@ CODEC_PREFIX = "tied.embedding.modality_embeddings.0.model."
 
 
 class HiggsV3(nn.Module):
-    """The text embedding stays where it is, mapped from the file: prompts read a few hundred of its rows."""
+    """text_rows: ids [n] int64 -> [n, hidden]. The text embedding stays where it is, mapped from the file: prompts read
+    a few hundred of its rows."""
 
-    def __init__(self, cfg: ModelConfig, text_embedding: torch.Tensor, device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        text_rows: Callable[[torch.Tensor], torch.Tensor],
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
         super().__init__()
-        self.cfg, self.text_embedding = cfg, text_embedding
+        self.cfg, self.text_rows = cfg, text_rows
         self.body = Qwen3(cfg, device, dtype)
         self.audio_table = empty(cfg.num_codebooks * cfg.codebook_vocab, cfg.hidden_size, device=device, dtype=dtype)
         self.audio_head = Linear(cfg.hidden_size, self.audio_table.shape[0], device, dtype)
@@ -44,7 +50,7 @@ class HiggsV3(nn.Module):
 
     def embed_text(self, ids: torch.Tensor) -> torch.Tensor:
         """ids: [n] int64 on the CPU -> [n, hidden] on the model's device."""
-        rows = F.embedding(ids, self.text_embedding).to(self.dtype)
+        rows = self.text_rows(ids).to(self.dtype)
         if self.device.type == "cuda":  # from pageable memory the copy would wait for all that the device has to do
             rows = rows.pin_memory()
         return rows.to(self.device, non_blocking=True)
@@ -87,14 +93,13 @@ class HiggsV3(nn.Module):
         """
         cfg, weights = ModelConfig.from_checkpoint(checkpoint.config), checkpoint.weights()
         check_layout(checkpoint, cfg)
-        model = cls(cfg, weights.take(TEXT_EMBEDDING, cfg.vocab_size, cfg.hidden_size), device, dtype)
+        model = cls(cfg, weights.table(TEXT_EMBEDDING, cfg.vocab_size, cfg.hidden_size), device, dtype)
         table_shape = model.audio_table.shape
         fill(model.audio_table, weights.take(AUDIO_TABLE, *table_shape))
         if cfg.tied_audio:
-            model.audio_head.weight = model.audio_table  # one tensor, unless the device wants products laid out apart
+            model.audio_head.share(model.audio_table)
         else:
-            fill(model.audio_head.weight, weights.take(AUDIO_HEAD, *table_shape))
-        model.audio_head.arrange()
+            model.audio_head.load(weights.matrix(AUDIO_HEAD, *table_shape))
         fill(model.body.norm, weights.take("body.norm.weight", cfg.hidden_size))
         for number, layer in enumerate(model.body.layers):
             layer.load(checkpoint.weights(f"body.layers.{number}."))

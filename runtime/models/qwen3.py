@@ -8,6 +8,7 @@ import torch
 import torch.nn as nn
 
 from octavo.kernels.decode_attention import decode_attention
+from octavo.kernels.packed import Packed
 from octavo.kernels.prefill_attention import prefill_attention
 from octavo.kernels.qk_rope import qk_rope_write
 from octavo.kernels.rows import Rows
@@ -19,14 +20,17 @@ from ..layers.parameter import empty, fill
 
 
 class Qwen3Layer(nn.Module):
+    """Its norms before products, input_norm and mlp_norm [hidden], come with their products' weights: see `load`."""
+
+    input_norm: torch.Tensor
+    mlp_norm: torch.Tensor
+
     def __init__(self, cfg: ModelConfig, device: torch.device, dtype: torch.dtype):
         super().__init__()
         self.cfg, self.eps = cfg, cfg.rms_norm_eps
-        self.input_norm = empty(cfg.hidden_size, device=device, dtype=dtype)
         self.qkv_proj = Linear(cfg.hidden_size, cfg.q_size + 2 * cfg.kv_size, device, dtype)
         self.qk_norm = empty(cfg.num_heads + cfg.num_kv_heads, cfg.head_dim, device=device, dtype=dtype)
         self.o_proj = Linear(cfg.q_size, cfg.hidden_size, device, dtype)
-        self.mlp_norm = empty(cfg.hidden_size, device=device, dtype=dtype)
         self.gate_up_proj = Linear(cfg.hidden_size, 2 * cfg.intermediate_size, device, dtype)
         self.down_proj = Linear(cfg.intermediate_size, cfg.hidden_size, device, dtype)
 
@@ -42,21 +46,27 @@ class Qwen3Layer(nn.Module):
         return self.down_proj(h, residual=x)
 
     def load(self, weights: Weights) -> None:
-        """Copies the checkpoint's tensors into the fused parameters, and arranges these."""
+        """Copies the checkpoint's tensors into the fused parameters; quantized matrices stay so."""
         c, hidden, ffn = self.cfg, self.cfg.hidden_size, self.cfg.intermediate_size
-        q, k, v = (weights.take(f"self_attn.{n}_proj.weight", s, hidden)
+        q, k, v = (weights.matrix(f"self_attn.{n}_proj.weight", s, hidden)
                    for n, s in (("q", c.q_size), ("k", c.kv_size), ("v", c.kv_size)))  # fmt: skip
-        fill(self.qkv_proj.weight, q, k, v)
-        fill(self.o_proj.weight, weights.take("self_attn.o_proj.weight", hidden, c.q_size))
-        gate, up = (weights.take(f"mlp.{n}_proj.weight", ffn, hidden) for n in ("gate", "up"))
-        fill(self.gate_up_proj.weight, gate, up)
-        fill(self.down_proj.weight, weights.take("mlp.down_proj.weight", hidden, ffn))
+        self.qkv_proj.load(q, k, v)
+        self.o_proj.load(weights.matrix("self_attn.o_proj.weight", hidden, c.q_size))
+        self.gate_up_proj.load(*(weights.matrix(f"mlp.{n}_proj.weight", ffn, hidden) for n in ("gate", "up")))
+        self.down_proj.load(weights.matrix("mlp.down_proj.weight", hidden, ffn))
         q_norm, k_norm = (weights.take(f"self_attn.{n}_norm.weight", c.head_dim) for n in "qk")
         fill(self.qk_norm, q_norm.expand(c.num_heads, -1), k_norm.expand(c.num_kv_heads, -1))
-        fill(self.input_norm, weights.take("input_layernorm.weight", hidden))
-        fill(self.mlp_norm, weights.take("post_attention_layernorm.weight", hidden))
-        for linear in (self.qkv_proj, self.o_proj, self.gate_up_proj, self.down_proj):
-            linear.arrange()
+        self.input_norm = _norm(weights.take("input_layernorm.weight", hidden), self.qkv_proj)
+        self.mlp_norm = _norm(weights.take("post_attention_layernorm.weight", hidden), self.gate_up_proj)
+
+
+def _norm(weight: torch.Tensor, behind: Linear) -> nn.Parameter:
+    """In the model's dtype, or in fp32 before quantized weights: AWQ has divided it by the scales of its channels, and
+    16 bits would round those."""
+    dtype = torch.float32 if isinstance(behind.weight, Packed) else behind.dtype
+    own = empty(*weight.shape, device=behind.device, dtype=dtype)
+    fill(own, weight)
+    return own
 
 
 class Qwen3(nn.Module):

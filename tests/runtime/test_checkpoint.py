@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from octavo.kernels.rms_norm import rms_norm
 from octavo.runtime import CheckpointError, Engine
-from octavo.runtime.checkpoint import Checkpoint, read_header
+from octavo.runtime.checkpoint import Checkpoint
 from octavo.runtime.config import ModelConfig
 from octavo.runtime.models import load_model
+from octavo.runtime.shards import read_header
 from octavo.tools.make_checkpoint import make_checkpoint
 
 EMBEDDING = "tied.embedding.text_embedding.weight"
@@ -178,7 +179,7 @@ def test_damaged_files(folder):
     (folder / "model.safetensors.index.json").unlink()
     with pytest.raises(CheckpointError, match="no .safetensors file"):
         load(folder)
-    with pytest.raises(CheckpointError, match="not a folder"):
+    with pytest.raises(CheckpointError, match="neither a folder nor"):
         load(folder / "nowhere")
 
 

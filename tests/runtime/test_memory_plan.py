@@ -101,7 +101,7 @@ def held(root: object) -> int:
             list(map(look, thing))
         elif type(thing).__module__.startswith("octavo.") or isinstance(thing, torch.nn.Module):
             if not isinstance(thing, Checkpoint | Weights):
-                look({name: value for name, value in vars(thing).items() if name != "text_embedding"})
+                look({name: value for name, value in vars(thing).items() if name != "text_rows"})
 
     look(root)
     return sum(memory.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from quantized import quantized
 
 from octavo.kernels import launch
 from octavo.kernels.linear import linear_ref
@@ -75,6 +76,16 @@ def test_the_kernels_decode_as_the_reference_does(mini, triton_device):
         patch.setattr(launch, "_forced", False)
         want = run(mini, torch.device("cpu"), sizes=())
     assert got == want and [len(rows) for rows in want.values()] == [3, 5, 5]
+
+
+@pytest.mark.parametrize("kind", ["awq", "int8", "fp8"])
+def test_quantized_weights_too(mini, triton_device, tmp_path, kind):
+    folder = quantized(mini, tmp_path / kind, kind)
+    got = run(folder, triton_device, sizes=(1, 2, 4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "_forced", False)
+        want = run(folder, torch.device("cpu"), sizes=())
+    assert got == want
 
 
 def test_padding_changes_nothing(mini):

@@ -46,7 +46,7 @@ def test_published_figures(octavo, real_size, monkeypatch):
         "codec": (528, 201_401_321),
         "tied copies": (2, 409_968_640),
     }
-    assert facts["dtypes"] == {"bfloat16": 929} and facts["shards"] == ["model.safetensors"]
+    assert facts["dtypes"] == {"bf16": 929} and facts["shards"] == ["model.safetensors"]
     assert facts["kv_cache"] == {"bytes_per_row": 144 * 1024, "rows": 8192, "bytes": 1152 * 2**20}
     assert facts["weights_per_row"] == {"parameters": 3_654_524_416, "bytes": 2 * 3_654_524_416}
     assert facts["codec"]["widths"] == [1024, 512, 256, 128, 64, 32]
@@ -70,11 +70,11 @@ def test_the_command_takes_about_a_second(real_size):
 
 def test_every_tensor(octavo, tiny_dir):
     facts = json.loads(octavo("inspect", tiny_dir, "--json", "--tensors").out)
-    assert facts["tensors"]["body.norm.weight"] == {"dtype": "bfloat16", "shape": [256], "shard": "model.safetensors"}
+    assert facts["tensors"]["body.norm.weight"] == {"dtype": "bf16", "shape": [256], "shard": "model.safetensors"}
     assert len(facts["tensors"]) == facts["tensor_count"]
     assert sum(part["parameters"] for part in facts["parts"].values()) == facts["parameters"]
     text = octavo("inspect", tiny_dir, "--tensors").out
-    assert "body.norm.weight  bfloat16  [256]  model.safetensors" in text.splitlines()
+    assert "body.norm.weight  bf16  [256]  model.safetensors" in text.splitlines()
 
 
 def test_an_audio_head_of_its_own_is_counted_as_such(octavo, tmp_path):
