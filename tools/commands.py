@@ -1,6 +1,7 @@
 """The sub-commands of `octavo`, each a file of this folder with `add_arguments(parser)` and `run(args) -> int`.
 
-Exit codes: 0 done, 2 a sentence on stderr says what is wrong, 130 Ctrl-C, 143 SIGTERM, 141 nobody reads our output.
+Exit codes: 0 done, 2 a sentence on stderr says what is wrong, 3 a quantized file failed the quality gate, 130 Ctrl-C,
+143 SIGTERM, 141 nobody reads our output.
 The sub-commands import torch and the runtime only when they run, so that `octavo --help` answers at once.
 """
 
@@ -15,9 +16,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from . import doctor, inspect, say, voices
+from . import doctor, inspect, quantize, say, voices
 
-COMMANDS = {"say": say, "voices": voices, "inspect": inspect, "doctor": doctor}
+COMMANDS = {"say": say, "voices": voices, "inspect": inspect, "quantize": quantize, "doctor": doctor}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,6 +1,6 @@
 """All checks and benchmarks that need a GPU, in eight minutes: `python -m octavo.tools.gpu_check --out DIR`.
 
-    --only kernels|row|codec|engine    one part alone
+    --only kernels|row|codec|quant|engine    one part alone
     --seconds N                        all together (default: 480)
 
 In a checkout, without installing octavo:
@@ -44,6 +44,7 @@ from .gpu_table import text
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = {  # which test files are whose: the first that matches has them
+    "quant": ("kernels/test_int*", "kernels/test_fp8*", "quant/*", "runtime/test_stored*"),
     "kernels": ("kernels/*",),
     "row": ("runtime/test_model*", "runtime/test_runner*", "runtime/test_graph*"),
     "codec": ("runtime/codec/*",),
@@ -64,10 +65,10 @@ class Step:
 def steps(out: Path) -> list[Step]:
     python = [sys.executable, "-m"]
     bench = [*python, "octavo.tools.gpu_bench"]
-    shares = {"kernels": (5, 3), "row": (1, 3), "codec": (1, 2), "engine": (1, 4)}
-    found = []
-    for part, files in _test_files().items():
-        tests, benchmarks = shares[part]
+    shares = {"kernels": (5, 3), "row": (1, 3), "codec": (1, 2), "quant": (3, 4), "engine": (1, 4)}
+    found, files_of = [], _test_files()
+    for part, (tests, benchmarks) in shares.items():
+        files = files_of[part]
         found.append(Step(part, "tests", tests, [*python, "pytest", *_pytest_options(), *files]))
         if part == "kernels":
             found.append(Step(part, "tiles", 4, [*python, "octavo.tools.gpu_tiles", "{seconds}", str(out)]))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from .loading import add_model_arguments, load_engine
+from .peak_memory import peak_memory
 from .texts import read_text
 
 if TYPE_CHECKING:
@@ -204,24 +205,9 @@ def _summary(speech: Speech, output: str | None) -> str:
     facts = [
         f"{usage.audio_seconds:.2f} s of sound in {usage.seconds:.2f} s (RTF {usage.rtf:.2f})",
         f"first audio after {usage.first_audio_seconds:.2f} s",
-        f"peak memory {_peak_memory()}",
+        f"peak memory {peak_memory()}",
         f"seed {speech.seed}",
     ]
     if speech.finish_reason != "stop":
         facts.append(f"{speech.finish_reason}: {_ENDED[speech.finish_reason]}")
     return (f"{output}: " if output not in (None, "-") else "") + ", ".join(facts)
-
-
-def _peak_memory() -> str:
-    """The most this process ever held: in host memory, and on the GPU if it used one."""
-    import torch
-
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return "unknown"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    line = f"{peak / 1e9:.2f} GB"
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        line += f" and {torch.cuda.max_memory_allocated() / 1e9:.2f} GB on the GPU"
-    return line
