@@ -1,5 +1,5 @@
-"""All benchmarks: `python -m octavo.bench [--out DIR]` writes DIR/host.json, DIR/decode.json and DIR/codec.json
-in some minutes.
+"""All benchmarks: `python -m octavo.bench [--out DIR]` writes DIR/host.json, DIR/decode.json, DIR/codec.json
+and DIR/quant.json in some minutes.
 
 Run it on a machine that does nothing else; `make tables` then brings the figures into the README.
 """
@@ -10,10 +10,10 @@ import os
 import sys
 from pathlib import Path
 
-from . import codec, decode, host
+from . import codec, decode, host, quant
 from .command import arguments, measure
 
-SUITES = {"host": host.results, "decode": decode.results, "codec": codec.results}
+SUITES = {"host": host.results, "decode": decode.results, "codec": codec.results, "quant": quant.results}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 
-from octavo.bench import gpu_codec, gpu_engine, gpu_kernels, gpu_row
+from octavo.bench import gpu_codec, gpu_engine, gpu_kernels, gpu_quant, gpu_row
 from octavo.bench.gpu_engine import union
 from octavo.bench.random_model import baseline, random_model, weight_bytes
 
 CPU = torch.device("cpu")
-CASES = [(part, name) for part in (gpu_kernels, gpu_row, gpu_codec, gpu_engine) for name in part.BENCHMARKS]
+CASES = [(part, name) for part in (gpu_kernels, gpu_row, gpu_codec, gpu_engine, gpu_quant) for name in part.BENCHMARKS]
 
 
 @pytest.mark.parametrize("part, name", CASES, ids=lambda value: getattr(value, "__name__", value))
