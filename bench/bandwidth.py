@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from octavo.kernels.cpu_packed import FewAndMany
 from octavo.kernels.huge_pages import use_huge_pages
 from octavo.runtime.layers.linear import Linear
 
@@ -64,8 +65,10 @@ def reductions(read: int) -> dict[str, Case]:
 
 
 def row_bytes(runner: Probe) -> int:
-    """What a row must read: every weight, and the keys and values of its context."""
-    weights = [module.weight for module in runner.model.modules() if isinstance(module, Linear)]
+    """What a row of one request must read: each weight in the layout that one row takes, and its context's keys and
+    values."""
+    held = [module.weight for module in runner.model.modules() if isinstance(module, Linear)]
+    weights = [weight.few if isinstance(weight, FewAndMany) else weight for weight in held]
     L, _, _, two, K, D = runner.pages.shape
     cache = CONTEXT * L * two * K * D * runner.pages.itemsize
     return sum(weight.nbytes for weight in weights) + cache

@@ -18,19 +18,20 @@ from octavo.kernels.cpu_packed import FewAndMany
 from octavo.kernels.packed import Packed
 from octavo.quant.formats import awq, blocks, fp8, int8, kquants, nf4
 from octavo.quant.formats.grouped import Grouped
-from octavo.runtime.checkpoint import BODY, Checkpoint
+from octavo.runtime.checkpoint import Checkpoint
 from octavo.runtime.config import EngineConfig, SamplingParams
 from octavo.runtime.layers.linear import Linear
-from octavo.runtime.models import CODEC_PREFIX, Model, load_model
+from octavo.runtime.models import Model, load_model
+from octavo.runtime.tensor_names import BODY, CODEC_PREFIX
 
-from .bandwidth import READ, THREADS, reductions
+from .bandwidth import READ, THREADS, reductions, row_bytes
 from .bandwidth import WIDTHS as REAL_WIDTHS
 from .baseline import Baseline
 from .command import main
 from .decode import checkpoint
 from .measure import Case, Check, Result, compare, interleave, relative
 from .request import ForcedRequest, Probe
-from .step import CONTEXT, GREEDY, SHAPES, Course, Sides
+from .step import GREEDY, SHAPES, Course, Sides
 
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
 ROWS = (1, 2, 3, 4, 8, 16, 64, 128)
@@ -141,13 +142,6 @@ def share(sides: QuantizedSides, name: str, asked: float, repetitions: int, read
     mine = {"octavo": timings["octavo"], "read": timings[fastest]}
     value, unit = nbytes / timings["octavo"].p10 / bandwidth, f"of {bandwidth / 1e6:.1f} GB/s"
     return Result("CPU row", "bandwidth of a row", case, value, unit, asked, checks=(check,), timings=mine)
-
-
-def row_bytes(runner: Probe) -> int:
-    """What a row of one request must read: each weight in the layout that one row takes, and its context."""
-    weights = [weight.few if isinstance(weight, FewAndMany) else weight for weight in _weights(runner.model)]
-    L, _, _, two, K, D = runner.pages.shape
-    return sum(weight.nbytes for weight in weights) + CONTEXT * L * two * K * D * runner.pages.itemsize
 
 
 def products(name: str, method: Method, OUT: int, IN: int, repetitions: int, rows=ROWS) -> list[Result]:

@@ -12,16 +12,17 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
-import shutil
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .command import text
-from .measure import Result, Timing, machine, save
+import torch
 
+from .command import text
+from .measure import Case, Result, interleave, machine, save
+
+THREADS = os.cpu_count() or 1  # of quantizing
 MINUTES = 10  # that K-quants may take on two cores
 REAL = 4_000_000_000  # parameters: the real shape has more, and sizes are asked of nothing smaller
 GATE_FAILED = 3  # exit code
@@ -52,16 +53,16 @@ def quantizing(source: Path, name: str, gate: bool) -> list[Result]:
     wanted = FORMATS[name]
     with TemporaryDirectory(dir=source.parent) as folder:
         out = Path(folder) / ("made.gguf" if "gguf" in wanted.options else "made")
-        seconds, peak = _run([str(source), str(out), *wanted.options.split(), *([] if gate else ["--no-gate"])])
+        peaks: list[int] = []
+        arguments = [str(source), str(out), *wanted.options.split(), *([] if gate else ["--no-gate"])]
+        timing = interleave({"octavo": Case(lambda: peaks.append(_run(arguments)))}, 1, warm_up=0, threads=THREADS)
         (made,) = Path(folder).iterdir()
         files = [made] if made.is_file() else list(made.iterdir())
         nbytes = sum(file.stat().st_size for file in files)
-        if made.is_dir():
-            shutil.rmtree(made)
     real = sum(file.stat().st_size for file in source.glob("*.safetensors")) / 2 > REAL
     size = wanted.most_gb if real else None
     case = f"{name}{', with its gate' if gate else ''}"
-    timing = {"octavo": Timing.of([seconds])}
+    seconds, peak = timing["octavo"].median / 1e3, peaks[0]
     return [
         Result("size" if size else "", "file size", name, nbytes / 1e9, "GB", size, True),
         Result("quantizing" if real and wanted.minutes else "", "quantizing", case, seconds / 60, "min",
@@ -70,9 +71,8 @@ def quantizing(source: Path, name: str, gate: bool) -> list[Result]:
     ]  # fmt: skip
 
 
-def _run(arguments: list[str]) -> tuple[float, int]:
-    """Seconds, and bytes of memory at the highest point: the mapped source counts where it is resident."""
-    start = time.monotonic()
+def _run(arguments: list[str]) -> int:
+    """Bytes of memory at the highest point: the mapped source counts where it is resident."""
     child = os.posix_spawn(
         sys.executable, [sys.executable, "-m", "octavo.tools.cli", "quantize", *arguments], dict(os.environ)
     )
@@ -80,7 +80,7 @@ def _run(arguments: list[str]) -> tuple[float, int]:
     code = os.waitstatus_to_exitcode(status)
     if code not in (0, GATE_FAILED):
         raise RuntimeError(f"octavo quantize {' '.join(arguments)} ended with exit code {code}.")
-    return time.monotonic() - start, usage.ru_maxrss * 1024
+    return usage.ru_maxrss * 1024
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -91,6 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=FORMATS, default=list(FORMATS), metavar="NAME")
     parser.add_argument("--gate", action="store_true", help="the gate's time counts as well")
     args = parser.parse_args(argv)
+    torch.set_num_threads(THREADS)
     facts, results = machine(datetime.date.today().isoformat()), []
     for name in args.only:
         results += quantizing(args.checkpoint.resolve(), name, args.gate)

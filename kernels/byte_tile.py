@@ -51,9 +51,10 @@ def byte_tile(
     rows = min(32, max(16, (even + 3) // 4 * 4))
     warps = 8 if rows < 32 else 4
     at_once = min(2, -(-outputs // rows // processors))
-    room = shared_memory(x.device) // at_once - 2048
-    buffers = room // step_bytes(depth, rows, warps, swiglu, norm, x, groups)
-    return ByteTile(rows, warps, 1 + max(2, min(6, buffers)), side_by_side=True)
+    room, buffer = shared_memory(x.device) - 2048, step_bytes(depth, rows, warps, swiglu, norm, x, groups)
+    # Two at least, if need be for one program at once; one where a GPU has no room for two.
+    buffers = max(min(2, room // buffer), min(6, room // at_once // buffer))
+    return ByteTile(rows, warps, 1 + buffers, side_by_side=True)
 
 
 def shared_memory(device: torch.device) -> int:

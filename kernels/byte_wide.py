@@ -36,7 +36,7 @@ def byte_wide(x: torch.Tensor, weight: Bytes, y: torch.Tensor, *, residual: bool
         BLOCK_K=BLOCK_K,
         num_warps=8,
         num_stages=stages,
-        maxnreg=248,  # told nothing, ptxas spills for 8.0 to save registers
+        maxnreg=255,  # told nothing, ptxas spills for 8.0 to save registers
     )
     _meet_kernel[(N, triton.cdiv(OUT, 512))](
         *(parts, scale, y, y.stride(0), N, OUT, ROWS, splits, weight.unit),
@@ -73,7 +73,7 @@ def _splits(tiles: int, IN: int, block_n: int, processors: int) -> tuple[int, in
     return -(-steps // share), share
 
 
-@jit
+@jit(do_not_specialize=["N"])  # it changes from prompt to prompt: nobody shall wait for a compiler
 def _gemm_kernel(
     x_ptr, w_ptr, s_ptr, z_ptr, p_ptr, stride_xn, stride_wo, stride_so, N, ROWS, IN, shift, SHARE,
     CODE: tl.constexpr, SCALES: tl.constexpr,
@@ -99,7 +99,7 @@ def _gemm_kernel(
     tl.store(p_ptr + n.to(tl.int64) * ROWS + o, acc, mask=(n < N) & (o < ROWS))
 
 
-@jit
+@jit(do_not_specialize=["N", "SPLITS"])
 def _meet_kernel(
     p_ptr, s_ptr, y_ptr, stride_yn, N, OUT, ROWS, SPLITS, unit,
     SCALED: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SWIGLU: tl.constexpr,

@@ -56,7 +56,7 @@ def tile_of(
     if dtype == torch.float32:  # has no matrix instructions of its own; it is for checking
         rows = 16
     programs = -(-outputs // rows)
-    warps = 8 if programs < 2 * processors else 4
+    warps = 8 if programs < 2 * processors and dtype != torch.float32 else 4
     length = min(run, COLUMNS if slices == 1 else 64 if slices < 8 else _slice(inputs, warps))
     parts = max(1, COLUMNS // (slices * length))
     tile = Tile(rows, block_n, slices, parts, length, warps, stages=2)

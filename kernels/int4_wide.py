@@ -72,7 +72,7 @@ def dense(
     return out
 
 
-@jit(do_not_specialize=["mask"])
+@jit(do_not_specialize=["N", "SHARE", "mask"])  # both change from prompt to prompt: nobody shall wait for a compiler
 def _gemm_kernel(
     x_ptr, w_ptr, s_ptr, levels_ptr, y_ptr, stride_xn, stride_yn, N, OUT, IN, BLOCKS, QUADS, SHARE, mask, unit,
     HAS_RESIDUAL: tl.constexpr, HAS_LEVELS: tl.constexpr, GROUP: tl.constexpr,
@@ -99,7 +99,7 @@ def _gemm_kernel(
     tl.store(y_ptrs, acc.to(y_ptr.dtype.element_ty), mask=stored)
 
 
-@jit
+@jit(do_not_specialize=["N", "PARTS"])
 def _add_kernel(
     parts_ptr, y_ptr, stride_yn, N, OUT, PARTS, HAS_RESIDUAL: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip

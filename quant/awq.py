@@ -19,11 +19,13 @@ from dataclasses import dataclass
 import torch
 
 from octavo.runtime.config import ModelConfig
+from octavo.runtime.models.qwen3 import PRODUCTS
+from octavo.runtime.tensor_names import BODY
 
 from .awq_search import Inputs, Scales, clamp, search_scales
 from .formats.awq import quantize
 from .formats.grouped import Grouped
-from .walk import PRODUCTS, Step, Walk
+from .walk import Step, Walk
 
 NORMS = {"qkv": "input_layernorm", "gate_up": "post_attention_layernorm"}  # which take a product's scales
 _TINY = 1e-30  # a tensor of zeros is no reason to divide by them
@@ -33,25 +35,23 @@ _UNCLAMPED = {"self_attn.q_proj", "self_attn.k_proj"}  # whose products meet in 
 @dataclass(frozen=True)
 class Figures:
     """What a layer's search has found. losses: of each product, with plain rounding, with scales, and clamped as well,
-    as parts of the mean square of what it gives; exponents: of its scales; errors: of each tensor, relative L2 of what
-    is stored against what was folded."""
+    as parts of the mean square of what it gives; errors: of each tensor, relative L2 of what is stored against what was
+    folded."""
 
     number: int
     losses: dict[str, tuple[float, float, float]]
-    exponents: dict[str, float | None]
     errors: dict[str, float]
 
 
 def quantize_model(
     walk: Walk,
     group: int = 128,
-    progress: Callable[[int, int], None] = lambda done, total: None,
     report: Callable[[Figures], None] = lambda figures: None,
 ) -> Iterator[tuple[str, Grouped | torch.Tensor]]:
     """The body's matrices, and in fp32 those of its norms that scales were folded into, by name, on the CPU.
 
-    walk: of the 16-bit model. `progress(layers done, layers in all)` and `report` are called after each layer. Raises
-    ValueError when `group` does not divide a row, CheckpointError when a layer cannot be read.
+    walk: of the 16-bit model. `report` is called after each layer. Raises ValueError when `group` does not divide a
+    row, CheckpointError when a layer cannot be read.
     """
     cfg = walk.cfg
     for K in (cfg.hidden_size, cfg.q_size, cfg.intermediate_size):
@@ -61,13 +61,12 @@ def quantize_model(
         layer = _Layer(walk, step, group)
         yield from layer.quantized()
         report(layer.figures)
-        progress(step.number + 1, cfg.num_layers)
 
 
 class _Layer:
     def __init__(self, walk: Walk, step: Step, group: int):
-        self.walk, self.group, self.prefix = walk, group, f"body.layers.{step.number}."
-        self.figures = Figures(step.number, {}, {}, {})
+        self.walk, self.group, self.prefix = walk, group, f"{BODY}{step.number}."
+        self.figures = Figures(step.number, {}, {})
         self.inputs = {name: Inputs(x, walk.weights) for name, x in step.inputs.items()}
         cfg = walk.cfg
         heads = {"repeats": cfg.num_heads // cfg.num_kv_heads, "width": cfg.head_dim}
@@ -96,7 +95,6 @@ class _Layer:
                 energy += float(inputs.loss(weight)) + _TINY
                 yield f"{self.prefix}{module}.weight", _on_cpu(matrix)
             self.figures.losses[name] = (scales.rounded / energy, scales.scaled / energy, loss / energy)
-            self.figures.exponents[name] = scales.exponent
 
     def _stored(self, module: str) -> torch.Tensor:
         return self.walk.checkpoint[f"{self.prefix}{module}.weight"].to(self.walk.device).float()

@@ -15,11 +15,11 @@ from octavo.runtime.errors import CheckpointError, RequestError
 
 from . import rows, texts
 from .recipe import Recipe
-from .source import Source
+from .source import Source, as_text
 
 _JUDGED_SEED = 0  # of the gate: copies of one source are compared on the same speech, whatever calibrated them
-LARGE = 1_000_000_000  # values; such a model's row takes a CPU tenths of a second
-FEW = 8  # of the built-in sentences, where the model is slow
+LARGE = 1_000_000_000  # values; whoever quantizes such a model on a CPU waits for each row that it speaks
+FEW, SHORT = 6, 125  # of the built-in sentences, and rows of each (5 s), where the model is slow
 _ROUNDED = ("int8", "fp8", "nf4", "q8_0", "bf16", "fp16")  # by the weights alone
 
 
@@ -39,7 +39,7 @@ class Calibration:
 
 
 def is_slow(source: Source, device: torch.device) -> bool:
-    """Whether it speaks so slowly that a part of the built-in sentences must do."""
+    """Whether it speaks so slowly that a part of the built-in sentences, cut short, must do."""
     return device.type == "cpu" and source.checkpoint.numel > LARGE
 
 
@@ -55,7 +55,7 @@ def calibration(recipe: Recipe, wanted: str | os.PathLike | None, slow: bool = F
         recipe.searched()  # says now what it refuses
     if name == "builtin":
         return Calibration(name, texts.CALIBRATION[: FEW if slow else None])
-    return Calibration(Path(name).name, tuple(texts.read(name)))
+    return Calibration(as_text(Path(name).name), tuple(texts.read(name)))
 
 
 def speak(
@@ -82,7 +82,8 @@ def speak(
     with rows.speaker(source.path, device) as engine:
         for sentences, first_seed in tasks:
             told = functools.partial(_told, progress, before, total)
-            spoken = rows.draw(engine, sentences, seed=first_seed, progress=told)
+            most = SHORT if slow else rows.MAX_ROWS
+            spoken = rows.draw(engine, sentences, max_rows=most, seed=first_seed, progress=told)
             drawn.append([utterance for utterance in spoken if len(utterance.rows)])
             if sentences and not drawn[-1]:
                 raise CheckpointError(

@@ -7,7 +7,8 @@ and GGUF's blocks are one, `weight`. `parts` tells their types and shapes before
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -72,7 +73,7 @@ def encode(
 ) -> Encoded:
     """weight: as the source has it, finite. importance: mean square of each input, [K], which block types heed.
 
-    Raises CheckpointError for values too large for fp16.
+    Raises CheckpointError for values too large for the type, or for its scales.
     """
     if kind in FLOATS:
         return _plain(name, weight, kind)
@@ -85,7 +86,8 @@ def encode(
     for first in range(0, N, rows):
         values = weight[first : first + rows].to(device, torch.float32)
         n = len(values)
-        encoded = to_parts(values)
+        with _named(name, kind):
+            encoded = to_parts(values)
         for part, tensor in encoded.items():
             size = tensor.size(along)  # of n rows; awq has eight in one
             if first == 0:
@@ -95,9 +97,26 @@ def encode(
         difference = from_parts(encoded, (n, K)).dequantize().sub_(values)
         wrong += difference.square_().sum(dtype=torch.float64).item()
         whole += values.square().sum(dtype=torch.float64).item()
+    if not math.isfinite(wrong):  # a scale in fp16 has become infinite
+        raise CheckpointError(f"{name} holds values that are too large for {kind}. Keep it: --keep {name}=bf16.")
     if kind == "nf4":
         joined[nf4.STATE] = _padded(joined[nf4.STATE])
     return Encoded(joined, math.sqrt(wrong / whole) if whole else 0.0)
+
+
+def searched(name: str, weight: Grouped) -> dict[str, torch.Tensor]:
+    """The parts of what AWQ's search has made of a tensor. Raises CheckpointError as `encode` does."""
+    with _named(name, "awq"):
+        return awq.encode(weight)
+
+
+@contextmanager
+def _named(name: str, kind: str) -> Iterator[None]:
+    """Inside, what a format says of its numbers becomes a sentence about the tensor."""
+    try:
+        yield
+    except ValueError as error:
+        raise CheckpointError(f"{name} cannot be {kind}: {error} Keep it: --keep {name}=bf16.") from error
 
 
 def _codec(kind: str, group_size: int, importance: torch.Tensor | None) -> tuple[_ToParts, _FromParts]:

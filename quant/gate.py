@@ -17,7 +17,7 @@ import torch
 from octavo.runtime.checkpoint import Checkpoint
 from octavo.runtime.codec import Codec
 from octavo.runtime.delay import BOC, CODEBOOKS, undelay
-from octavo.runtime.models import CODEC_PREFIX
+from octavo.runtime.tensor_names import CODEC_PREFIX
 
 from .measures import choices, divergence, relative, stopping
 from .rows import Drawn, repeat, speaker
@@ -46,7 +46,7 @@ def score(
 ) -> Scores:
     """utterances: what the source said (rows.draw); free: of `free_runs`. progress(layers done, layers in all).
 
-    dtype: of the arithmetic of both; in fp32 the file alone is judged, and no device's kernels. Raises CheckpointError.
+    dtype: of the arithmetic of both; in fp32 the file is judged, and hardly what kernels round. Raises CheckpointError.
     """
     device = torch.device(device)
     with torch.inference_mode():

@@ -5,8 +5,8 @@ files are strings in `audiocpp.embedded_files`: its other form, an array of byte
 `gguf` package and by older ggml, which for a tokenizer takes minutes or gigabytes. What audio.cpp reads where is in the
 package specification that lies beside them.
 
-The key `octavo.provenance` holds JSON, padded with spaces to a fixed length, so that it can be rewritten when the file
-has been measured.
+The key `octavo.provenance` holds JSON, padded with spaces to a fixed length: `patch` puts it there when the file has
+been measured.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from typing import Any, Self
 import numpy as np
 
 from octavo.quant.formats.blocks import TYPES
-from octavo.runtime.errors import CheckpointError
-from octavo.runtime.files import AtomicFile, write_errors
 from octavo.runtime.gguf import ALIGNMENT, ARRAY, MAGIC, NUMBERS, PROVENANCE, STRING, read_gguf
 
 PROVENANCE_BYTES = 64 << 10
@@ -39,13 +37,13 @@ _ROLES = {
 
 
 class GGUFWriter:
-    """Writes the header when made, then each tensor's bytes in order; `finish` gives the file its name.
+    """Writes the new file `path`: the header when made, then each tensor's bytes in order.
 
     metadata: bool, int (u32 where it fits), float (f32), str, list of str, or a numpy number or 1-D array of its type.
     tensors: (name, shape slowest dimension first, type of `TYPES`), in the order they will be written.
     files: side files by name, UTF-8 text; config.json and tokenizer.json make the file complete by itself.
-    Left without `finish`, or by an exception, nothing remains. Raises RequestError when the file cannot be written,
-    ValueError for a tensor that the format cannot hold.
+    OSError goes through; ValueError names a tensor that the format cannot hold. Left without `finish`, the file is
+    incomplete, and its maker's to remove.
     """
 
     def __init__(
@@ -55,91 +53,58 @@ class GGUFWriter:
         tensors: Sequence[tuple[str, tuple[int, ...], str]],
         files: Mapping[str, bytes] | None = None,
     ):
-        header, self._provenance, places = _header(metadata, tensors, files or {})
-        self._parts = [(name, nbytes, _pad(nbytes)) for name, nbytes in places]
-        self._at = 0  # the part that is being written
-        self._written = 0  # of its bytes
+        header, places = _header(metadata, tensors, files or {})
+        self._left = places[::-1]
         self._hash = hashlib.sha256()
-        self.nbytes = len(header) + sum(nbytes + pad for _, nbytes, pad in self._parts)
-        self._atomic = AtomicFile(path)
-        try:
-            with write_errors(path):
-                self._atomic.file.write(header)
-        except BaseException:
-            self.abort()
-            raise
+        self.nbytes = len(header) + sum(nbytes + _pad(nbytes) for _, nbytes in places)
+        self._file = open(path, "xb")
+        self._file.write(header)
 
     def write(self, name: str, data: Any) -> None:
-        """The bytes of the next tensor, or the next piece of them: anything contiguous with the buffer protocol."""
-        if not memoryview(data).nbytes:
-            return  # a view of nothing cannot be cast
-        raw = memoryview(data).cast("B")
-        self._skip_empty()
-        expected, nbytes, pad = self._parts[self._at]
-        assert name == expected, (name, expected)
-        assert self._written + len(raw) <= nbytes, (name, self._written + len(raw), nbytes)
-        self._put(raw)
-        self._written += len(raw)
-        if self._written == nbytes:
-            self._put(bytes(pad))
-            self._at, self._written = self._at + 1, 0
+        """The next tensor's bytes: anything contiguous with the buffer protocol."""
+        raw = memoryview(data)
+        announced, given = self._left.pop(), (name, raw.nbytes)
+        assert given == announced, (given, announced)
+        for part in (raw.cast("B") if raw.nbytes else b"", bytes(_pad(raw.nbytes))):  # a view of nothing has no cast
+            self._hash.update(part)
+            self._file.write(part)
 
-    def finish(self, provenance: Mapping[str, Any]) -> str:
-        """Stores `provenance`, closes and renames. Returns the SHA-256 of the data section, in hexadecimal."""
-        self._skip_empty()
-        assert self._at == len(self._parts), f"{self._parts[self._at][0]} is not written"
-        text = _provenance_text(provenance)
-        try:
-            with write_errors(self._atomic.path):
-                self._atomic.file.seek(self._provenance)
-                self._atomic.file.write(text)
-                self._atomic.commit()
-        except BaseException:
-            self.abort()
-            raise
+    def finish(self) -> str:
+        """Closes the file, and returns the SHA-256 of its data section."""
+        assert not self._left, f"{self._left[-1][0]} is not written"
+        self._file.flush()
+        os.fsync(self._file.fileno())  # else a crash soon after the file gets its name may leave holes in it
+        self._file.close()
         return self._hash.hexdigest()
-
-    def abort(self) -> None:
-        """Removes what was written."""
-        self._atomic.abort()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        if not self._atomic.file.closed:
-            self.abort()
-
-    def _skip_empty(self) -> None:
-        while self._at < len(self._parts) and self._parts[self._at][1] == 0:
-            self._at += 1
-
-    def _put(self, raw: bytes | memoryview) -> None:
-        with write_errors(self._atomic.path):
-            self._atomic.file.write(raw)
-        self._hash.update(raw)
+        self._file.close()
 
 
-def rewrite_provenance(path: str | os.PathLike, provenance: Mapping[str, Any]) -> None:
-    """Adds to what the file says of its origin, in place; keys given here replace stored ones. No data is touched.
+def patch(path: str | os.PathLike, provenance: Mapping[str, Any]) -> None:
+    """Puts `provenance` into the room that the header of a GGUFWriter's file has for it. No data is touched.
 
-    Raises CheckpointError when `path` was not written here, ValueError when it becomes longer than its place.
+    ValueError when it is longer than that.
     """
-    file = read_gguf(path)
-    if PROVENANCE not in file.metadata:
-        raise CheckpointError(f"{os.fspath(path)} has no {PROVENANCE}: it was not written by octavo.")
-    text = _provenance_text({**json.loads(file.metadata[PROVENANCE]), **provenance})
-    begin, length = file.metadata.span(PROVENANCE)
-    assert length == len(text), (length, len(text))
-    with write_errors(path), open(path, "r+b") as out:
-        out.seek(begin)
-        out.write(text)
+    text = json.dumps(provenance, ensure_ascii=False).encode()
+    if len(text) > PROVENANCE_BYTES:
+        raise ValueError(f"{PROVENANCE} has room for {PROVENANCE_BYTES} bytes, not {len(text)}: store less.")
+    begin, length = read_gguf(path).metadata.span(PROVENANCE)
+    assert length == PROVENANCE_BYTES, length
+    with open(path, "r+b") as file:
+        file.seek(begin)
+        file.write(text.ljust(length))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _header(
     metadata: Mapping[str, Any], tensors: Sequence[tuple[str, tuple[int, ...], str]], files: Mapping[str, bytes]
-) -> tuple[bytes, int, list[tuple[str, int]]]:
-    """All bytes before the data, where the provenance's text begins, and the names and sizes of the tensors."""
+) -> tuple[bytes, list[tuple[str, int]]]:
+    """All bytes before the data, and the names and sizes of the tensors."""
     names, shapes = [name for name, _, _ in tensors], [shape for _, shape, _ in tensors]
     assert len(set(names)) == len(names), "two tensors have one name"
     keys = {"general.architecture": "audiocpp", **metadata}
@@ -160,9 +125,7 @@ def _header(
     out = bytearray(MAGIC + struct.pack("<IQQ", 3, len(tensors), len(keys) + 1))
     for key, value in keys.items():
         out += _string(key) + _value(key, value)
-    out += _string(PROVENANCE) + struct.pack("<I", STRING)
-    begin = len(out) + 8
-    out += _string(" " * PROVENANCE_BYTES)
+    out += _string(PROVENANCE) + struct.pack("<I", STRING) + _string("{}".ljust(PROVENANCE_BYTES))
     places, offset = [], 0
     for index, (name, shape, kind) in enumerate(tensors):
         nbytes = tensor_bytes(name, shape, kind)
@@ -171,7 +134,7 @@ def _header(
         out += struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, TYPES[kind].id, offset)
         places.append((name, nbytes))
         offset += nbytes + _pad(nbytes)
-    return bytes(out) + bytes(_pad(len(out))), begin, places
+    return bytes(out) + bytes(_pad(len(out))), places
 
 
 def _package(files: Mapping[str, bytes]) -> dict:
@@ -195,13 +158,6 @@ def tensor_bytes(name: str, shape: tuple[int, ...], kind: str) -> int:
             "keep it in 16 bits."
         )
     return math.prod(shape) // block.weights * block.nbytes
-
-
-def _provenance_text(provenance: Mapping[str, Any]) -> bytes:
-    text = json.dumps(provenance, ensure_ascii=False).encode()
-    if len(text) > PROVENANCE_BYTES:
-        raise ValueError(f"{PROVENANCE} has room for {PROVENANCE_BYTES} bytes, not {len(text)}: store less.")
-    return text.ljust(PROVENANCE_BYTES)
 
 
 def _value(key: str, value: Any) -> bytes:

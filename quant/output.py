@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,20 +21,22 @@ class Output:
     Raises RequestError when it cannot go there: something exists, the place cannot be written, the name is no file's.
     """
 
-    def __init__(self, path: str | os.PathLike, source: Path, *, is_file: bool, force: bool = False):
+    def __init__(self, path: str | os.PathLike, read: Collection[Path], *, is_file: bool, force: bool = False):
+        """read: the files and folders that are read meanwhile."""
         if not os.fspath(path):
             raise RequestError("The output has no name. Give it one.")
         self.path, self._force = Path(path), force
         self._target = Path(os.path.realpath(path))  # a symbolic link stays one: what it points to is replaced
         self._check_name(is_file)
-        self._check_place(source, is_file)
+        self._check_place(read, is_file)
         self._hidden = self._target.with_name(f".octavo-{secrets.token_hex(8)}.tmp")
         self.partial = self._hidden / self._target.name
 
     @property
     def failed_path(self) -> Path:
-        """Where it goes if it fails the gate: out.failed.gguf, folder.failed."""
-        return _failed(self.path)
+        """Where it goes if it fails the gate: out.failed.gguf, folder.failed; beside what a symbolic link points to."""
+        is_target = self.path.name and self.path.parent.resolve() / self.path.name == self._target
+        return _failed(self.path if is_target else self._target)
 
     def require_space(self, nbytes: int) -> None:
         """Raises RequestError unless the disk has room for them."""
@@ -74,26 +77,26 @@ class Output:
                 f"{self.path} will be a folder with config.json beside the weights. Leave the suffix out."
             )
 
-    def _check_place(self, source: Path, is_file: bool) -> None:
-        real = source.resolve()
-        if self._target == real or self._target in real.parents:
+    def _check_place(self, read: Collection[Path], is_file: bool) -> None:
+        taken = {place for path in read for place in (path.resolve(), *path.resolve().parents)}
+        if not taken.isdisjoint((self._target, _failed(self._target))):
             raise RequestError(
                 f"{self.path} is read as well: writing it would lose what it holds. Choose another name."
             )
         with write_errors(self.path):
             os.stat(self._target.parent)
-        for path in (self._target, _failed(self._target)):
-            if not path.exists():
-                continue
+            places = ((self.path, self._target), (self.failed_path, _failed(self._target)))
+            existing = [(label, path) for label, path in places if path.exists()]
+        for label, path in existing:
             if path.is_dir() == is_file:
-                raise RequestError(f"{path} is a {'folder' if is_file else 'file'}. Choose another name.")
+                raise RequestError(f"{label} is a {'folder' if is_file else 'file'}. Choose another name.")
             if not self._force:
                 raise RequestError(
-                    f"{path} exists already. Remove it, choose another name, or replace it with --force."
+                    f"{label} exists already. Remove it, choose another name, or replace it with --force."
                 )
             if not is_file and not _is_checkpoint(path):
                 raise RequestError(
-                    f"{path} holds other things than a checkpoint: it is not replaced. Choose another name."
+                    f"{label} holds other things than a checkpoint: it is not replaced. Choose another name."
                 )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
-from octavo.runtime.models.higgs_v3 import TEXT_EMBEDDING
+from octavo.runtime.tensor_names import TEXT_EMBEDDING
 
 from .recipe import FLOATS, Recipe, is_linear
 

@@ -24,14 +24,13 @@ from . import awq, imatrix
 from . import gate as judge
 from . import report as reports
 from .calibration import calibration, is_slow, speak
-from .encode import Encoded, encode
-from .formats import awq as awq_format
+from .encode import Encoded, encode, searched
 from .formats.grouped import Grouped
 from .output import Output
 from .recipe import Recipe, recipe
 from .rows import Drawn
 from .scores import Scores
-from .source import Source, check_finite, open_source
+from .source import Source, as_text, check_finite, open_source
 from .walk import Walk
 from .writers import FolderWriter, GGUFFileWriter, Writer
 
@@ -81,8 +80,9 @@ def quantize(
 
     With `gate` the copy is loaded and compared with the source; if it fails, it is kept as `out` with `.failed` in its
     name. report: a Markdown file for the scores, with JSON and a plot beside it. The same arguments on the same device
-    give the same file. Whatever goes wrong, nothing is left behind. Raises RequestError for what is wrong with the
-    arguments or the disk, CheckpointError for what is wrong with the source.
+    give the same file. Whatever goes wrong before the copy has its name, nothing is left behind; the report comes after
+    that. Raises RequestError for what is wrong with the arguments or the disk, CheckpointError for what is wrong with
+    the source.
     """
     began = time.monotonic()
     where = pick_device(device)
@@ -91,9 +91,9 @@ def quantize(
     slow = is_slow(origin, where)
     wanted = calibration(plan, calib, slow)
     if report is not None:
-        _check_report(report, gate, calib)
+        _check_report(report, out, gate, calib, origin)
     with ExitStack() as stack:
-        output = stack.enter_context(Output(out, origin.path, is_file=plan.is_gguf, force=force))
+        output = stack.enter_context(Output(out, origin.files, is_file=plan.is_gguf, force=force))
         with write_errors(output.path):
             writer: Writer
             if plan.is_gguf:
@@ -124,7 +124,7 @@ def quantize(
         path = output.commit(passed=not failures)
     result = Result(path, writer.nbytes, time.monotonic() - began, scores, failures, errors, origin.notes)
     if report is not None and scores is not None:
-        file = {"file": path.name, "bytes": result.nbytes, "seconds": round(result.seconds)}
+        file = {"file": as_text(path.name), "bytes": result.nbytes, "seconds": round(result.seconds)}
         reports.write(report, scores, {**file, **facts})
     return result
 
@@ -170,8 +170,12 @@ def _search(walk: Walk, plan: Recipe, errors: dict[str, float]) -> Iterator[tupl
     """What AWQ's search makes of the layers, and how far each matrix is from what was folded, into `errors`."""
     wanted = plan.searched()
     for name, values in awq.quantize_model(walk, plan.group_size, report=lambda figures: errors.update(figures.errors)):
-        if name in wanted:
-            yield name, Encoded(awq_format.encode(values) if isinstance(values, Grouped) else {"weight": values})
+        if name not in wanted:
+            continue
+        if isinstance(values, Grouped):
+            yield name, Encoded(searched(name, values))
+        else:  # a norm, which --keep may have given another type
+            yield name, Encoded(encode(name, values, plan.kinds[name]).parts)
 
 
 def _score(source: Checkpoint, made: Checkpoint, judged: Sequence[Drawn], device: str, progress: Progress) -> Scores:
@@ -201,11 +205,17 @@ def _facts(source: Source, plan: Recipe) -> dict[str, Any]:
     }
 
 
-def _check_report(report: str | os.PathLike, gate: bool, calib: str | os.PathLike | None) -> None:
-    """Raises RequestError now, if the report could not be written in the end."""
+def _check_report(
+    report: str | os.PathLike, out: str | os.PathLike, gate: bool, calib: str | os.PathLike | None, source: Source
+) -> None:
+    """Raises RequestError now, if the report could not be written in the end, or would replace what is read."""
     if not gate:
         raise RequestError("A report is made of the gate's scores. Leave out --no-gate, or --report.")
-    if calib is not None and os.path.realpath(calib) == os.path.realpath(report):
-        raise RequestError(f"{os.fspath(report)} is read as well: writing it would lose what it holds.")
     reports.require_plot()
-    AtomicFile(report).abort()
+    read = {os.path.realpath(path) for path in [*source.path.glob("*.json"), *([calib] if calib else [])]}
+    for file in reports.files(report):
+        if os.path.realpath(file) in read:
+            raise RequestError(f"{file} is read as well: writing it would lose what it holds.")
+        if os.path.realpath(file) == os.path.realpath(out):
+            raise RequestError(f"{file} is the checkpoint to write. Choose another name for the report.")
+        AtomicFile(file).abort()

@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from octavo.runtime.checkpoint import BODY, Checkpoint
+from octavo.runtime.checkpoint import Checkpoint
 from octavo.runtime.config import ModelConfig
 from octavo.runtime.errors import CheckpointError, RequestError
-from octavo.runtime.models import CODEC_PREFIX
-from octavo.runtime.models.higgs_v3 import AUDIO_HEAD, AUDIO_TABLE, TEXT_EMBEDDING
+from octavo.runtime.tensor_names import AUDIO_HEAD, AUDIO_TABLE, BODY, CODEC_PREFIX, TEXT_EMBEDDING
 
 FORMATS = ("awq", "gguf", "int8", "fp8", "nf4")
 FLOATS = ("bf16", "fp16", "fp32")
@@ -212,7 +211,7 @@ def _check_fit(name: str, kind: str, shape: tuple[int, ...], group_size: int) ->
     if not (is_linear(name) or name in (TEXT_EMBEDDING, AUDIO_TABLE, AUDIO_HEAD)):
         raise RequestError(
             f"{name} cannot be {kind}: only the matrices of the language model and its tables are quantized. "
-            f"Use {', '.join(FLOATS)}."
+            f"Use {', '.join(FLOATS)}, or a pattern of matrices, such as {BODY}0.*_proj."
         )
     N, K = shape
     if kind == "awq" and N % 8:

@@ -31,8 +31,14 @@ def require_plot() -> None:
         )
 
 
+def files(path: str | os.PathLike) -> list[Path]:
+    """path.md, path.json and path.png, whichever of these suffixes `path` has."""
+    stem = Path(path).with_suffix("") if Path(path).suffix in _SUFFIXES else Path(path)
+    return [stem.with_name(stem.name + suffix) for suffix in _SUFFIXES]
+
+
 def write(path: str | os.PathLike, scores: Scores, facts: Mapping[str, Any]) -> list[Path]:
-    """Writes path.md, path.json and path.png, whichever of these suffixes `path` has, and returns the three.
+    """Writes and returns the three of `files`.
 
     facts: all else that is known of the file, as its provenance holds it: `failures` of the gate, `relative_l2` of its
     tensors, and strings, numbers or dicts of such under names that the page shows. Raises RequestError when a file
@@ -41,12 +47,11 @@ def write(path: str | os.PathLike, scores: Scores, facts: Mapping[str, Any]) -> 
     require_plot()
     from .plot import draw
 
-    stem = Path(path).with_suffix("") if Path(path).suffix in _SUFFIXES else Path(path)
-    page, data, picture = (stem.with_name(stem.name + suffix) for suffix in _SUFFIXES)
+    page, data, picture = files(path)
     content = {**facts, "scores": scores.to_dict()}
     write_atomic(data, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
     write_atomic(picture, draw(scores))
-    write_atomic(page, _page(scores, facts, picture.name).encode())
+    write_atomic(page, _page(scores, facts, picture.name).encode(errors="replace"))
     return [page, data, picture]
 
 
@@ -97,6 +102,10 @@ def _page(scores: Scores, facts: Mapping[str, Any], picture: str) -> str:
             zip(scores.kl_mean, scores.kl_p99, scores.top1, scores.top50, strict=True)
         )
     ]
+    parts.append(
+        "The copy agrees on a code (top-1) if its likeliest is one of those that the source's 16-bit logits put first. "
+        "Rows that the delay pattern forces are left out."
+    )
     parts.append(_table(("codebook", "KL mean", "KL 99th percentile", "top-1 agrees", "top-50 overlaps"), rows))
     parts.append(_table(("what", "value"), _others(scores)))
     if scores.free:

@@ -95,6 +95,7 @@ def patch(path: Path, provenance: Mapping[str, Any]) -> None:
         file.seek(8)
         assert file.read(len(_BEFORE)) == _BEFORE, path
         file.write(text.ljust(RESERVED))
+        file.flush()
         os.fsync(file.fileno())
 
 

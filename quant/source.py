@@ -16,10 +16,9 @@ from octavo.runtime.config import ModelConfig
 from octavo.runtime.errors import CheckpointError
 from octavo.runtime.hub import resolve
 from octavo.runtime.models import check_layout
-from octavo.runtime.models.higgs_v3 import AUDIO_HEAD, AUDIO_TABLE, TEXT_EMBEDDING
+from octavo.runtime.tensor_names import AUDIO_HEAD, AUDIO_TABLE, TEXT_EMBEDDING, TEXT_HEAD
 from octavo.runtime.tokenizer import Tokenizer
 
-_TEXT_HEAD = "tied.head.text_head.weight"
 _PIECE = 1 << 24  # values looked at together
 _REVISION = re.compile(r"[0-9a-f]{40}")
 
@@ -35,6 +34,11 @@ class Source:
     config: ModelConfig
     copies: frozenset[str]
     notes: tuple[str, ...]
+
+    @property
+    def files(self) -> set[Path]:
+        """What is read, and may not be written over."""
+        return {self.path, *(stored.shard for stored in self.checkpoint.info.values())}
 
     def facts(self) -> dict[str, str]:
         """What tells it from others: its name, its revision if it comes from the hub, and a hash of its headers."""
@@ -59,7 +63,12 @@ def open_source(model: str | os.PathLike) -> Source:
     Tokenizer.parse(checkpoint.tokenizer_bytes(), str(path))
     copies, notes = _copies(checkpoint, config)
     name = os.fspath(model) if not Path(model).expanduser().exists() else path.resolve().name
-    return Source(path, name, checkpoint, config, copies, notes)
+    return Source(path, as_text(name), checkpoint, config, copies, notes)
+
+
+def as_text(name: str) -> str:
+    """A file's name for a file to hold, which wants UTF-8: names need not be that."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def check_finite(
@@ -80,7 +89,7 @@ def check_finite(
 def _copies(checkpoint: Checkpoint, config: ModelConfig) -> tuple[frozenset[str], tuple[str, ...]]:
     """The heads that repeat a table, byte by byte; those that should and do not are kept, with a note."""
     copies, notes = set(), []
-    for head, table in ((_TEXT_HEAD, TEXT_EMBEDDING), (AUDIO_HEAD, AUDIO_TABLE)):
+    for head, table in ((TEXT_HEAD, TEXT_EMBEDDING), (AUDIO_HEAD, AUDIO_TABLE)):
         if head not in checkpoint or (head == AUDIO_HEAD and not config.tied_audio):
             continue
         if _equal(checkpoint, head, table):

@@ -12,7 +12,7 @@ from pathlib import Path
 from octavo.runtime import text
 from octavo.runtime.errors import RequestError
 
-MOST_SENTENCES = 4096  # of a file; more rows than any calibration has use for
+MOST_SENTENCES = 256  # of a file: 30,000 rows and more, whose inputs to a layer are held at once
 _MOST_BYTES = 16 << 20
 
 CALIBRATION: tuple[str, ...] = (
@@ -119,10 +119,13 @@ def read(path: str | os.PathLike) -> list[str]:
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
-        if size > _MOST_BYTES:
-            raise RequestError(f"{path} has {size / 1e6:.0f} MB. Give a text file with one sentence a line.")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with open(path, "rb") as file:  # a pipe has no size that could be asked for
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise RequestError(
+                f"{path} has more than {_MOST_BYTES / 1e6:.0f} MB. Give a text file with one sentence a line."
+            )
+        lines = content.decode("utf-8-sig").splitlines()
     except OSError as error:
         raise RequestError(
             f"{path} cannot be read: {error.strerror}. Give a text file, one sentence a line."

@@ -22,17 +22,11 @@ from octavo.kernels.rows import Rows
 from octavo.runtime.checkpoint import Checkpoint
 from octavo.runtime.config import ModelConfig
 from octavo.runtime.layers.linear import Linear
-from octavo.runtime.models.higgs_v3 import AUDIO_HEAD, AUDIO_TABLE, TEXT_EMBEDDING, check_layout
-from octavo.runtime.models.qwen3 import Qwen3Layer
+from octavo.runtime.models import check_layout
+from octavo.runtime.models.qwen3 import PRODUCTS, Qwen3Layer
 from octavo.runtime.prompt import PLACEHOLDER
+from octavo.runtime.tensor_names import AUDIO_HEAD, AUDIO_TABLE, BODY, TEXT_EMBEDDING
 
-# Of a layer, the products, and the modules whose weights each of them multiplies with, one below the other
-PRODUCTS = {
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "o": ("self_attn.o_proj",),
-    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "down": ("mlp.down_proj",),
-}
 TEXT_SHARE = 0.2  # of the weight of all rows: text is read once, then every row of decoding is an audio row
 _PAGE = 16  # rows
 
@@ -113,7 +107,7 @@ class Walk:
         cache = torch.zeros(pages, _PAGE, 2, cfg.num_kv_heads, cfg.head_dim, dtype=self.dtype, device=self.device)
         for number in range(cfg.num_layers):
             layer = Qwen3Layer(cfg, self.device, self.dtype)
-            layer.load(self.checkpoint.weights(f"body.layers.{number}."))
+            layer.load(self.checkpoint.weights(f"{BODY}{number}."))
             self.checkpoint.release()
             seen: dict[str, list[torch.Tensor]] = {name: [] for name in PRODUCTS} if capture else {}
             for name, inputs in seen.items():

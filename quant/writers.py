@@ -7,24 +7,25 @@ known of the file: its provenance.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import torch
 
-from octavo.runtime.errors import RequestError
+from octavo.runtime.errors import CheckpointError
+from octavo.runtime.verify import WEIGHTS
 
-from . import gguf_file
+from . import gguf_file, safetensors_file
 from .encode import GGUF_FLOATS, Encoded, parts
+from .gguf_file import GGUFWriter
 from .quantization_config import with_quantization
 from .recipe import Recipe, is_linear
-from .safetensors_file import Entry, SafetensorsWriter, in_order, patch
+from .safetensors_file import Entry, SafetensorsWriter, in_order
 from .source import Source
 
-WEIGHTS = "model.safetensors"
 _SIDE_FILES = ("*.json", "*.jinja", "*.txt", "LICENSE*")  # of a source folder, which the new one takes over
 _NOT_COPIED = ("config.json", "tokenizer.json", "model.safetensors.index.json")  # written anew, or of no more use
 _LARGEST_COPIED = 64 << 20  # bytes
@@ -82,7 +83,7 @@ class FolderWriter:
         return self._file.finish()
 
     def describe(self, provenance: Mapping[str, Any]) -> None:
-        patch(self._weights, provenance)
+        safetensors_file.patch(self._weights, provenance)
 
     def __enter__(self) -> Self:
         return self
@@ -101,43 +102,32 @@ class GGUFFileWriter:
         metadata = {
             "general.name": source.name,
             "general.quantization_version": 2,
-            "general.file_type": _FILE_TYPES.get(max(set(body), key=body.count), 0),
+            "general.file_type": _FILE_TYPES.get(Counter(body).most_common(1)[0][0], 0),
         }
         files = {"config.json": _json(source.checkpoint.config), "tokenizer.json": source.checkpoint.tokenizer_bytes()}
         beside = _side_files(source.path)
-        files |= {name: beside[name] for name in _EMBEDDED if name in beside}
+        for name in _EMBEDDED:
+            if name in beside:
+                files[name] = _text(source.path / name, beside[name])
         self._path = path
-        with _os_errors():
-            self._file = gguf_file.GGUFWriter(path, metadata, tensors, files)
+        self._file = GGUFWriter(path, metadata, tensors, files)
         self.nbytes = self._file.nbytes
 
     def write(self, name: str, encoded: Encoded) -> None:
         (values,) = encoded.parts.values()
-        with _os_errors():
-            self._file.write(name, values.contiguous().view(-1).view(torch.uint8).numpy())
+        self._file.write(name, values.contiguous().view(-1).view(torch.uint8).numpy())
 
     def finish(self) -> str:
-        with _os_errors():
-            return self._file.finish({})
+        return self._file.finish()
 
     def describe(self, provenance: Mapping[str, Any]) -> None:
-        with _os_errors():
-            gguf_file.rewrite_provenance(self._path, provenance)
+        gguf_file.patch(self._path, provenance)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self._file.__exit__(kind, exc, tb)
-
-
-@contextmanager
-def _os_errors() -> Iterator[None]:
-    """The path here is a hidden one, no name for a sentence: whoever knows the right one makes it."""
-    try:
-        yield
-    except RequestError as error:
-        raise error.__cause__ or error from None
 
 
 def _part_name(name: str, part: str) -> str:
@@ -151,6 +141,15 @@ def _side_files(folder: Path) -> dict[str, bytes]:
         {path for pattern in _SIDE_FILES for path in folder.glob(pattern)} - {folder / n for n in _NOT_COPIED}
     )
     return {path.name: path.read_bytes() for path in found if path.is_file() and path.stat().st_size <= _LARGEST_COPIED}
+
+
+def _text(path: Path, content: bytes) -> bytes:
+    """The same, which GGUF wants to be UTF-8. Raises CheckpointError."""
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 text. Download it again.") from error
+    return content
 
 
 def _json(content: dict) -> bytes:

@@ -27,8 +27,7 @@ from .errors import CheckpointError
 from .gguf_higgs import HiggsTensor, open_higgs
 from .shards import read_header
 from .stored import GGUF_NUMBERS, KINDS, Region, Stored, decode, group
-
-BODY = "body.layers."
+from .tensor_names import BODY
 
 
 class Weights:
@@ -203,10 +202,6 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     def quantization(self) -> set[str]:
         """The formats of the language model's matrices that are quantized."""
         return {info.kind for name, info in self.info.items() if name.startswith(BODY) and not info.plain}
-
-    @property
-    def folder(self) -> Path:
-        return self.path if self.path.is_dir() else self.path.parent
 
     def tokenizer_bytes(self) -> bytes:
         """tokenizer.json. Raises CheckpointError."""

@@ -13,7 +13,8 @@ import json
 from .errors import CheckpointError
 from .gguf import GGUFFile
 from .gguf_model import HiggsGGUF, HiggsTensor, place
-from .gguf_names import AUDIO_TABLE, full_shape
+from .gguf_names import full_shape
+from .tensor_names import AUDIO_TABLE
 
 
 def read_audiocpp(file: GGUFFile) -> HiggsGGUF:
@@ -21,7 +22,7 @@ def read_audiocpp(file: GGUFFile) -> HiggsGGUF:
     tensors = _tensors(file)
     if AUDIO_TABLE not in tensors:
         family = file.metadata.get("audiocpp.model_spec.family", file.metadata.get("general.architecture"))
-        raise CheckpointError(f"{file.path} holds a model of the family {family!r}; octavo runs Higgs TTS v3.")
+        raise CheckpointError(f"{file.path} holds a model of the family {family!r:.60}; octavo runs Higgs TTS v3.")
     try:
         config = json.loads(_side_file(file, "config.json"))
         if not isinstance(config, dict):

@@ -9,7 +9,7 @@ from .gguf import read_gguf
 from .gguf_audiocpp import read_audiocpp
 from .gguf_llama import read_higgstts_cpp, read_pair
 from .gguf_model import HiggsGGUF, HiggsTensor
-from .gguf_names import TEXT_TABLE
+from .tensor_names import TEXT_EMBEDDING
 
 __all__ = ["HiggsGGUF", "HiggsTensor", "open_higgs"]
 
@@ -20,13 +20,13 @@ def open_higgs(path: str | os.PathLike) -> HiggsGGUF:
     architecture = file.metadata.scalar("general.architecture")
     if file.metadata.scalar("split.count", 1) != 1:
         raise CheckpointError(f"{file.path} is one part of a split model. Join the parts with llama-gguf-split first.")
-    if "audiocpp.tensor_names" in file.metadata or TEXT_TABLE in file.tensors:
+    if "audiocpp.tensor_names" in file.metadata or TEXT_EMBEDDING in file.tensors:
         return read_audiocpp(file)
     if architecture == "higgs-tts":
         return read_higgstts_cpp(file)
     if architecture == "qwen3" or "higgs_audio.format" in file.metadata:
         return read_pair(file)
     raise CheckpointError(
-        f"{file.path} holds a model of the architecture {architecture!r}; octavo runs Higgs TTS v3, in the layouts of "
-        "audio.cpp, HiggsTTS.cpp and mirek190."
+        f"{file.path} holds a model of the architecture {architecture!r:.60}; octavo runs Higgs TTS v3, in the "
+        "layouts of audio.cpp, HiggsTTS.cpp and mirek190."
     )

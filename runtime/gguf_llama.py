@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from .errors import CheckpointError
 from .gguf import GGUFFile, GGUFTensor, read_gguf
 from .gguf_model import HiggsGGUF, HiggsTensor, config, place, required
-from .gguf_names import AUDIO_HEAD, AUDIO_TABLE, CODEC, TEXT_TABLE, full_shape, upstream_name
+from .gguf_names import full_shape, upstream_name
 from .gguf_tokenizer import rebuild_tokenizer
+from .tensor_names import AUDIO_HEAD, AUDIO_TABLE, CODEC_PREFIX, TEXT_EMBEDDING
 
 _SAMPLE = 1 << 20  # bytes that tell whether two tables are one
 _HIGGSTTS_CPP = {
@@ -75,7 +76,7 @@ def read_pair(file: GGUFFile) -> HiggsGGUF:
     if companion.metadata.scalar("higgs_audio.hidden_size") != text["hidden_size"]:
         raise CheckpointError(f"{backbone.path} and {companion.path} are of different widths: they do not fit.")
     tensors = _renamed(backbone, backbone.tensors.items()) | _companion_tensors(companion)
-    text["vocab_size"] = tensors[TEXT_TABLE].shape[0] if TEXT_TABLE in tensors else None
+    text["vocab_size"] = tensors[TEXT_EMBEDDING].shape[0] if TEXT_EMBEDDING in tensors else None
     return HiggsGGUF(config(text, audio), tensors, (file, other), lambda: rebuild_tokenizer(backbone))
 
 
@@ -119,7 +120,7 @@ def _companion_tensors(file: GGUFFile) -> dict[str, HiggsTensor]:
     codec = set(stored)
     tensors = _renamed(file, ((name, tensor) for name, tensor in file.tensors.items() if name not in codec))
     for number, original in zip(stored, upstream, strict=True):
-        tensor, name = file.tensors[number], CODEC + original
+        tensor, name = file.tensors[number], CODEC_PREFIX + original
         tensors[name] = place(file, name, tensor, full_shape(name, tensor.shape))
     return tensors
 

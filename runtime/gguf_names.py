@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import re
 
-TEXT_TABLE = "tied.embedding.text_embedding.weight"
-AUDIO_TABLE = "tied.embedding.modality_embeddings.0.embedding.weight"
-AUDIO_HEAD = "tied.head.modality_heads.0.weight"
-CODEC = "tied.embedding.modality_embeddings.0.model."
+from .tensor_names import AUDIO_HEAD, AUDIO_TABLE, BODY, CODEC_PREFIX, TEXT_EMBEDDING, TEXT_HEAD
 
 _TENSORS = {
-    "token_embd.weight": TEXT_TABLE,
-    "output.weight": "tied.head.text_head.weight",
+    "token_embd.weight": TEXT_EMBEDDING,
+    "output.weight": TEXT_HEAD,
     "output_norm.weight": "body.norm.weight",
     "fused_embed.weight": AUDIO_TABLE,
     "fused_head.weight": AUDIO_HEAD,
@@ -71,15 +68,15 @@ def upstream_name(name: str) -> str | None:
     if name in _TENSORS:
         return _TENSORS[name]
     if name.startswith("codec."):
-        return CODEC + ".".join(_CODEC_PARTS.get(part, part) for part in name.split(".")[1:])
+        return CODEC_PREFIX + ".".join(_CODEC_PARTS.get(part, part) for part in name.split(".")[1:])
     if (block := _BLOCK.fullmatch(name)) and block[2] in _LAYER:
-        return f"body.layers.{block[1]}.{_LAYER[block[2]]}.weight"
+        return f"{BODY}{block[1]}.{_LAYER[block[2]]}.weight"
     return None
 
 
 def full_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The upstream shape of `name`, stored as `shape`: ggml's writer drops leading ones, and one converter squeezes."""
-    if not name.startswith(CODEC) or not _THREE.search(name) or len(shape) >= 3:
+    if not name.startswith(CODEC_PREFIX) or not _THREE.search(name) or len(shape) >= 3:
         return shape
     if name.endswith(".alpha"):
         return (1, max(shape, default=1), 1)

@@ -52,7 +52,7 @@ def load_parts(
         number_type, config = plan.dtype, plan.config
         encoder_device = target if plan.encoder else torch.device("cpu")
         planned(plan)
-    tokenizer = Tokenizer.parse(checkpoint.tokenizer_bytes(), str(checkpoint.path))
+    tokenizer = Tokenizer.parse(checkpoint.tokenizer_bytes(), f"tokenizer.json of {checkpoint.path}")
     try:
         codec = Codec.load(checkpoint.weights(CODEC_PREFIX), target, encoder_device=encoder_device)
         model = load_model(checkpoint, target, number_type, progress, config.deterministic)

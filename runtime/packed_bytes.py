@@ -10,16 +10,12 @@ import torch
 from octavo.kernels.packed import Packed
 from octavo.quant.formats.grouped import Grouped
 
-from .checkpoint import BODY, Checkpoint
+from .checkpoint import Checkpoint
 from .config import ModelConfig
 from .layers.linear import Linear
+from .models.qwen3 import PRODUCTS
+from .tensor_names import BODY
 
-FUSED = {  # what `Qwen3Layer` makes one product of
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "o": ("self_attn.o_proj",),
-    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "down": ("mlp.down_proj",),
-}
 ROWS = 64  # of each part: layouts may pad to 16 rows, which real matrices are a multiple of
 
 
@@ -32,7 +28,7 @@ def body_bytes(checkpoint: Checkpoint, model: ModelConfig, device: torch.device)
     @cache
     def matrix(kinds: tuple[str, ...], number: int, name: str, dtype: torch.dtype) -> tuple[float, bool]:
         """(bytes per row, whether it is packed) of a product; kinds alone tell one from another."""
-        parts = [checkpoint.matrix(f"{BODY}{number}.{part}.weight") for part in FUSED[name]]
+        parts = [checkpoint.matrix(f"{BODY}{number}.{part}.weight") for part in PRODUCTS[name]]
         few = [part[:ROWS] if isinstance(part, torch.Tensor) else _rows(part) for part in parts]
         linear = Linear(few[0].shape[1], sum(part.shape[0] for part in few), device, dtype)
         linear.load(*few)
@@ -45,7 +41,7 @@ def body_bytes(checkpoint: Checkpoint, model: ModelConfig, device: torch.device)
         first: dict[tuple[str, tuple[str, ...]], int] = {}
         nbytes = 0.0
         for number in range(model.num_layers):
-            for name, parts in FUSED.items():
+            for name, parts in PRODUCTS.items():
                 infos = [checkpoint.info[f"{BODY}{number}.{part}.weight"] for part in parts]
                 kinds = tuple(info.kind for info in infos)
                 per_row, packed = matrix(kinds, first.setdefault((name, kinds), number), name, dtype)

@@ -44,7 +44,6 @@ GGUF_NUMBERS = {  # plain numbers by ggml's names
     "I8": torch.int8,
 }
 _PLAIN = frozenset(KINDS.values())
-_NF4_STATE = "weight.quant_state.bitsandbytes__nf4"
 _NF4_NESTED = ("weight.nested_absmax", "weight.nested_quant_map")
 
 
@@ -103,9 +102,11 @@ def group(regions: Mapping[str, Region], read: Callable[[Region], torch.Tensor])
     hidden: set[str] = set()
     for name, region in regions.items():
         module, _, suffix = name.rpartition(".")
-        kind = _kind(suffix, region, f"{module}.{_NF4_STATE}" in regions)
+        kind = _kind(suffix, region, f"{module}.{nf4.STATE}" in regions)
         if not kind:
             continue
+        if suffix != "weight" and f"{module}.weight" in regions:
+            raise CheckpointError(f"{module}.weight is stored twice: as {kind}, and as it is. Download it again.")
         needed, optional = _PARTS[kind]
         for part in needed:
             if f"{module}.{part}" not in regions:
@@ -125,7 +126,7 @@ _PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # needed, and re
     "awq": (("qweight", "qzeros", "scales"), ()),
     "int8": (("weight", "SCB"), ("weight_format",)),
     "fp8": (("weight", "weight_scale"), ()),
-    "nf4": (("weight", "weight.absmax", "weight.quant_map", _NF4_STATE), _NF4_NESTED),
+    "nf4": (("weight", "weight.absmax", "weight.quant_map", nf4.STATE), _NF4_NESTED),
 }
 
 
@@ -151,12 +152,12 @@ def _shape(
     if kind != "nf4":
         return parts["weight"].shape
     try:
-        shape = json.loads(bytes(read(parts[_NF4_STATE]).tolist()))["shape"]
+        shape = json.loads(bytes(read(parts[nf4.STATE]).tolist()))["shape"]
         if len(shape) == 2 and all(type(n) is int and n > 0 for n in shape):
             return tuple(shape)
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
-    raise CheckpointError(f"{module}.{_NF4_STATE} does not tell the matrix's shape. Download the checkpoint again.")
+    raise CheckpointError(f"{module}.{nf4.STATE} does not tell the matrix's shape. Download the checkpoint again.")
 
 
 def decode(name: str, kind: str, shape: tuple[int, ...], parts: Mapping[str, torch.Tensor]) -> torch.Tensor | Grouped:

@@ -13,7 +13,7 @@ from .shards import read_header
 
 METADATA_KEY = "octavo"  # of the same text, in the __metadata__ of a safetensors file
 HASHES = "sha256"  # of the provenance: hexadecimal digests by the names that `digests` gives
-_WEIGHTS = "model.safetensors"
+WEIGHTS = "model.safetensors"
 _PIECE = 1 << 20  # bytes
 
 
@@ -25,7 +25,7 @@ def provenance(checkpoint: Checkpoint) -> dict:
     if checkpoint.path.suffix == ".gguf":
         text = read_gguf(checkpoint.path).metadata.get(PROVENANCE, "{}")
     else:
-        file = checkpoint.path / _WEIGHTS
+        file = checkpoint.path / WEIGHTS
         text = read_header(file)[1].get(METADATA_KEY, "{}") if file.is_file() else "{}"
     try:
         stored = json.loads(text)
@@ -39,7 +39,8 @@ def provenance(checkpoint: Checkpoint) -> dict:
 
 
 def digests(checkpoint: Checkpoint) -> dict[str, str]:
-    """SHA-256 of the weights as they lie in the file, of the configuration and of the tokenizer. Reads it all."""
+    """SHA-256 of the weights as they lie in the file, of what the file calls them, of the configuration and of the
+    tokenizer. Reads it all."""
     file, begin = _data(checkpoint.path)
     weights = hashlib.sha256()
     try:
@@ -56,9 +57,25 @@ def small_digests(checkpoint: Checkpoint) -> dict[str, str]:
     """Those of `digests` that read no weights."""
     config = json.dumps(checkpoint.config, sort_keys=True, separators=(",", ":"))
     return {
+        "tensors": _layout_digest(checkpoint),
         "config.json": hashlib.sha256(config.encode()).hexdigest(),
         "tokenizer.json": hashlib.sha256(checkpoint.tokenizer_bytes()).hexdigest(),
     }
+
+
+def _layout_digest(checkpoint: Checkpoint) -> str:
+    """Of all tensors' names, types, shapes and places: the weights alone would be the same under exchanged names.
+
+    A GGUF file may be renamed; a folder's file may not, and weights in a second one would be hashed by nobody.
+    """
+    layout = hashlib.sha256()
+    for name, stored in sorted(checkpoint.info.items()):
+        for part, at in sorted(stored.parts.items()):
+            file = at.shard.name if checkpoint.path.is_dir() else ""
+            layout.update(
+                f"{name} {stored.kind} {stored.shape} {part} {at.dtype} {at.shape} {at.begin} {file}\n".encode()
+            )
+    return layout.hexdigest()
 
 
 def verify(checkpoint: Checkpoint) -> dict[str, str]:
@@ -84,6 +101,6 @@ def _data(path: Path) -> tuple[Path, int]:
     """The file that holds the weights, and where they begin."""
     if path.suffix == ".gguf":
         return path, read_gguf(path).data
-    file = path / _WEIGHTS
+    file = path / WEIGHTS
     tensors, _ = read_header(file)
     return file, min(region.begin for region in tensors.values())

@@ -72,6 +72,7 @@ def describe(checkpoint: Checkpoint) -> dict:
     from octavo.runtime.codec.layout import decoder_layout, encoder_layout
     from octavo.runtime.config import ModelConfig
     from octavo.runtime.models import check_layout
+    from octavo.runtime.tensor_names import BODY
 
     config = ModelConfig.from_checkpoint(checkpoint.config)
     check_layout(checkpoint, config)
@@ -91,8 +92,8 @@ def describe(checkpoint: Checkpoint) -> dict:
         dtypes[info.kind] += 1
     head = parts["audio head" if "audio head" in parts else "audio table"]
     per_row = {key: parts["language model"][key] + head[key] for key in ("parameters", "bytes")}
-    norm = checkpoint.info["body.norm.weight"].dtype
-    itemsize = norm.itemsize if norm and not checkpoint.quantization else 2  # quantized: its norms may be fp32
+    matrix = checkpoint.info[f"{BODY}0.self_attn.q_proj.weight"].dtype  # norms are often fp32 beside 16 bits
+    itemsize = matrix.itemsize if matrix else 2  # quantized: computed in 16 bits
     kv = 2 * config.num_layers * config.kv_size * itemsize
     return {
         "folder": str(checkpoint.path),
@@ -138,12 +139,13 @@ def _text(facts: dict) -> str:
 
 
 def _made(provenance: dict) -> str:
-    """Of a file that `octavo quantize` wrote; what it says may be anybody's."""
+    """Of a file that `octavo quantize` wrote; what it says may be anybody's, and is kept to this line."""
     scores, failures = provenance.get("scores"), provenance.get("failures")
     gate = "not judged" if not scores else "failed the gate" if failures else "passed the gate"
     source = provenance.get("source")
     name = source.get("name") if isinstance(source, dict) else None
-    return f"quantized   {provenance.get('type')} by {provenance.get('tool')} from {name}: {gate}"
+    said = f"{provenance.get('type')} by {provenance.get('tool')} from {name}"
+    return f"quantized   {''.join(character if character.isprintable() else ' ' for character in said)}: {gate}"
 
 
 def _codec(c: dict) -> list[str]:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--model", metavar="DIR|ID", help="checkpoint folder, or a model id in the local cache")
+    group.add_argument(
+        "--model", metavar="DIR|ID", help="checkpoint folder, .gguf file, or a model id in the local cache"
+    )
     group.add_argument("--download", action="store_true", help="fetch the model id from the Hugging Face hub")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: auto, a GPU where there is one)")
     group.add_argument("--dtype", default="auto", help="fp32 or bf16 (default: auto, what suits the device)")

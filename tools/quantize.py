@@ -85,9 +85,10 @@ def run(args: argparse.Namespace) -> int:
     for failure in result.failures:
         print(f"octavo: {failure}", file=sys.stderr)
     if not result.passed:
+        smaller = "a smaller --group-size, " if args.format == "awq" else ""
         print(
-            f"octavo: The quality gate failed. The file is kept as {result.path}. A type with more bits, a smaller "
-            "--group-size, or --keep for the layer named above may pass.",
+            f"octavo: The quality gate failed. The file is kept as {result.path}. A type with more bits, {smaller}"
+            "or --keep for the layer named above may pass.",
             file=sys.stderr,
         )
     return 0 if result.passed else FAILED
@@ -97,7 +98,10 @@ def _check(args: argparse.Namespace) -> None:
     from octavo.runtime.errors import RequestError
 
     if not args.source or not args.out:
-        raise RequestError("Name the checkpoint to read and the one to write: octavo quantize IN OUT --format awq.")
+        order = " IN and OUT come before --keep." if args.keep else ""
+        raise RequestError(
+            f"Name the checkpoint to read and the one to write: octavo quantize IN OUT --format awq.{order}"
+        )
     if not args.format:
         raise RequestError("Say which format to write: --format awq, gguf, int8, fp8 or nf4.")
     if args.group_size is not None and args.format != "awq":
@@ -157,9 +161,9 @@ def _summary(result: Result) -> str:
 def _compare(args: argparse.Namespace) -> int:
     from octavo.quant import report
 
-    if args.source or args.format:
+    if args.source or args.format or args.type or args.keep or args.report:
         from octavo.runtime.errors import RequestError
 
-        raise RequestError("--compare prints scores of finished files. Leave out IN, OUT and --format.")
+        raise RequestError("--compare prints scores of finished files. Leave out IN, OUT and the options.")
     print(report.table(args.compare))
     return 0

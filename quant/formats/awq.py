@@ -56,6 +56,8 @@ def encode(weight: Grouped) -> dict[str, torch.Tensor]:
     if N % 8:
         raise ValueError(f"AWQ packs 8 outputs in a word, which {N} outputs do not fill. Keep this tensor at 16 bits.")
     scale = weight.scale
+    if not scale.half().isfinite().all():
+        raise ValueError("AWQ stores steps in fp16, and this weight's are too large for that.")
     offset = torch.zeros_like(scale) if weight.offset is None else weight.offset
     zero = (-offset / scale).round_().clamp_(0, 15)
     if not torch.equal(scale, scale.half().float()) or not torch.equal(-zero * scale, offset):

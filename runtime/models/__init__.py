@@ -13,7 +13,8 @@ from ..checkpoint import Checkpoint
 from ..config import MODEL_TYPE, ModelConfig
 from ..errors import CheckpointError
 from ..layers.linear import Linear
-from .higgs_v3 import CODEC_PREFIX, HiggsV3, check_layout
+from ..tensor_names import CODEC_PREFIX
+from .higgs_v3 import HiggsV3, check_layout
 
 
 class Model(Protocol):

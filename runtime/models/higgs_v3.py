@@ -15,12 +15,8 @@ from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..layers.linear import Linear
 from ..layers.parameter import empty, fill
+from ..tensor_names import AUDIO_HEAD, AUDIO_TABLE, BODY, CODEC_PREFIX, TEXT_EMBEDDING
 from .qwen3 import Qwen3
-
-TEXT_EMBEDDING = "tied.embedding.text_embedding.weight"
-AUDIO_TABLE = "tied.embedding.modality_embeddings.0.embedding.weight"
-AUDIO_HEAD = "tied.head.modality_heads.0.weight"
-CODEC_PREFIX = "tied.embedding.modality_embeddings.0.model."
 
 
 class HiggsV3(nn.Module):
@@ -102,7 +98,7 @@ class HiggsV3(nn.Module):
             model.audio_head.load(weights.matrix(AUDIO_HEAD, *table_shape))
         fill(model.body.norm, weights.take("body.norm.weight", cfg.hidden_size))
         for number, layer in enumerate(model.body.layers):
-            layer.load(checkpoint.weights(f"body.layers.{number}."))
+            layer.load(checkpoint.weights(f"{BODY}{number}."))
             checkpoint.release()
             progress(number + 1, cfg.num_layers)
         return model.eval()
@@ -151,5 +147,5 @@ def layout(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
         "mlp.down_proj": (hidden, ffn),
     }
     for number in range(cfg.num_layers):
-        shapes |= {f"body.layers.{number}.{name}.weight": shape for name, shape in layer.items()}
+        shapes |= {f"{BODY}{number}.{name}.weight": shape for name, shape in layer.items()}
     return shapes | {"body.norm.weight": (hidden,)}

@@ -18,6 +18,14 @@ from ..config import ModelConfig
 from ..layers.linear import Linear
 from ..layers.parameter import empty, fill
 
+# A layer's products, and the checkpoint's modules whose weights each of them multiplies with, one below the other.
+PRODUCTS = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+
 
 class Qwen3Layer(nn.Module):
     """Its norms before products, input_norm and mlp_norm [hidden], come with their products' weights: see `load`."""

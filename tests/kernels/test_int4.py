@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from octavo.kernels import int4, int4_layout
+from octavo.kernels import int4, int4_layout, linear_tile
 from octavo.kernels.int4 import Int4, path
 from octavo.kernels.int4_tile import step_bytes, tile_of
 from octavo.kernels.launch import INTERPRETED
@@ -265,3 +267,13 @@ def test_tiles_keep_the_memory_of_an_h200_busy(N, OUT, IN):
     row = tile.rows * (1 + swiglu) * IN // 2
     assert at_once >= 1 and tile.slices * tile.block_n in (8, 16) and tile.span % 128 == 0
     assert min(programs, at_once * 132) / 132 * min(row, step * (tile.stages - 1)) > min(33e3, OUT * IN / 2 / 132)
+
+
+@pytest.mark.parametrize("group", [16, 64, 96, 128])
+@pytest.mark.parametrize("OUT", [40, 2560, 9728])
+def test_tiles_fit_into_the_memory_of_small_gpus(OUT, group, monkeypatch):
+    """99 KB a program on 8.6, 8.9 and 12.0."""
+    monkeypatch.setattr(linear_tile, "_shared_memory", lambda device: 99 * 1024)
+    for N, dtype, swiglu in itertools.product((1, 2, 4, 8, 16), DTYPES, (False, True)):
+        tile = tile_of(N, OUT, 2304, group, swiglu, True, dtype, CPU, False)
+        assert (tile.stages - 1) * step_bytes(tile, swiglu, True, group, dtype.itemsize) <= 97 * 1024

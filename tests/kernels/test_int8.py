@@ -1,8 +1,13 @@
 """Products with int8 weights against the same weights dense, in fp64: no further from it than a dense product."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
+from octavo.kernels import linear_tile
 from octavo.kernels.byte_dense import byte_dense_ref
 from octavo.kernels.byte_linear import path
 from octavo.kernels.byte_tile import byte_tile, step_bytes
@@ -164,3 +169,35 @@ def test_tiles_keep_the_memory_of_an_h200_busy(depth, OUT, IN):
     buffer = step_bytes(depth, tile.rows, tile.warps, parts["swiglu"], norm, x, 0) if depth > 1 else 16384
     at_once = min(-(-programs // 132), 227 * 1024 // ((tile.stages - 1) * buffer + 1024), 64 // tile.warps)
     assert at_once >= 1 and min(programs, at_once * 132) / 132 * lines * columns > 33e3
+
+
+@pytest.mark.parametrize("OUT, IN", [(40, 384), *SHAPES])
+@pytest.mark.parametrize("groups", [0, 1, 2])
+def test_tiles_fit_into_the_memory_of_small_gpus(groups, OUT, IN, monkeypatch):
+    """99 KB a program on 8.6, 8.9 and 12.0."""
+    monkeypatch.setattr(linear_tile, "_shared_memory", lambda device: 99 * 1024)
+    x, norm = torch.empty(16, IN, dtype=torch.bfloat16), torch.empty(IN)
+    for swiglu in (False, True):
+        tile = byte_tile(16, OUT, swiglu, norm, x, groups)
+        buffer = step_bytes(16, tile.rows, tile.warps, swiglu, norm, x, groups)
+        assert tile.stages >= 2 and (tile.stages - 1) * buffer <= 97 * 1024
+
+
+COMPILE_FOR_TWO_BATCHES = """
+from functools import partial
+from octavo.tools import kernel_cases, kernel_report
+
+for call in (partial(kernel_cases.int4_layer, "o"), partial(kernel_cases.byte_layer, "int8", "o")):
+    kernels = [{kernel.hash for _, kernel, _ in kernel_report.launches(call, (N,), 90)} for N in (24, 32)]
+    print(len(kernels[0]), kernels[0] == kernels[1])
+"""
+
+
+def test_another_number_of_rows_needs_no_compiler(tmp_path):
+    """Prompts have any number of rows: 24 and 32 run the same binaries, although 16 divides one of them."""
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    (tmp_path / "compile.py").write_text(COMPILE_FOR_TWO_BATCHES)
+    command = [sys.executable, "-W", "ignore", str(tmp_path / "compile.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "True", "2", "True"]

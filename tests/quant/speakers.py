@@ -9,7 +9,7 @@ import torch
 
 from octavo.runtime.checkpoint import Checkpoint
 from octavo.runtime.delay import EOC
-from octavo.runtime.models.higgs_v3 import AUDIO_HEAD, AUDIO_TABLE, TEXT_EMBEDDING
+from octavo.runtime.tensor_names import AUDIO_HEAD, AUDIO_TABLE, TEXT_EMBEDDING
 from octavo.tools.make_checkpoint import make_checkpoint
 
 from .outliers import rewritten

@@ -8,6 +8,7 @@ from octavo.quant.imatrix import collect
 from octavo.quant.walk import Walk
 from octavo.runtime.checkpoint import Checkpoint
 
+from .outliers import rewritten
 from .utterances import utterance
 
 
@@ -24,3 +25,11 @@ def test_importance_is_the_weighted_mean_square_of_the_inputs(tiny_dir):
         x = step.inputs[product].double()
         want = (walk.weights.double()[:, None] * x**2).sum(0) / walk.weights.double().sum()
         torch.testing.assert_close(importance[f"body.layers.0.{module}.weight"].double(), want, rtol=1e-5, atol=0)
+
+
+def test_what_never_got_a_number_has_no_importance(tiny_dir, tmp_path):
+    gate = "body.layers.1.mlp.gate_proj.weight"
+    source = rewritten(tiny_dir, tmp_path / "mute", {gate: torch.zeros_like(Checkpoint.open(tiny_dir)[gate])})
+    walk = Walk(Checkpoint.open(source), [utterance(0)], torch.device("cpu"), torch.float32)
+    importance = collect(walk)
+    assert "body.layers.1.mlp.down_proj.weight" not in importance and gate in importance

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections import namedtuple
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +23,7 @@ from octavo.runtime.checkpoint import Checkpoint
 from octavo.runtime.verify import digests, provenance, verify
 from octavo.tools.make_checkpoint import make_checkpoint
 
+from ..runtime import gguf_files
 from .speakers import speaker_checkpoint
 
 LINEAR = "body.layers.1.mlp.up_proj.weight"
@@ -162,6 +164,11 @@ def test_a_layer_may_stay_out_of_the_search(gated, tiny_dir):
     assert made.info[LINEAR.replace("1", "2")].kind == "awq"
 
 
+def test_a_norm_that_takes_scales_may_have_another_type(gated):
+    made = Checkpoint.open(gated(format="awq", gate=False, keep={NORM: "bf16"}).path)
+    assert made.info[NORM].kind == "bf16" and made.info[LINEAR].kind == "awq"
+
+
 def test_importance_changes_what_is_written(gated, tmp_path):
     plain = gated(tmp_path / "plain.gguf", format="gguf", type="q4_k", gate=False)
     weighed = gated(tmp_path / "weighed.gguf", format="gguf", type="q4_k", gate=False, calib="builtin")
@@ -270,6 +277,15 @@ def test_numbers_too_large_for_fp16(ungated, tiny_dir, tmp_path):
     assert os.listdir(tmp_path) == ["source"]
 
 
+@pytest.mark.parametrize("options", [{"format": "gguf", "type": "q8_0"}, {"format": "awq", "calib": "none"}], ids=str)
+def test_numbers_too_large_for_the_scales(ungated, tiny_dir, tmp_path, options):
+    source = broken(tiny_dir, tmp_path / "source", **{LINEAR: 3e7})
+    with pytest.raises(CheckpointError, match=f"{LINEAR}.* too large for .*--keep"):
+        ungated(source=source, **options)
+    assert os.listdir(tmp_path) == ["source"]
+    assert ungated(source=source, format="int8").path  # whose scales are fp32
+
+
 def test_copies_that_are_none_are_kept(ungated, tiny_dir, tmp_path):
     head = "tied.head.text_head.weight"
     result = ungated(source=broken(tiny_dir, tmp_path / "source", **{head: 1.0}), format="int8")
@@ -322,7 +338,7 @@ def test_force_removes_nothing_but_checkpoints(ungated, tmp_path):
 @pytest.mark.parametrize(
     "name, format, words",
     [("out.bin", "gguf", "ends in .gguf"), ("out.gguf", "int8", "a folder"), ("absent/out", "int8", "folder"),
-     ("", "int8", "no name")],
+     ("", "int8", "no name"), ("n" * 300, "int8", "name is too long"), ("n" * 250, "int8", "name is too long")],
 )  # fmt: skip
 def test_names_that_do_not_fit(tiny_dir, tmp_path, monkeypatch, name, format, words):
     monkeypatch.chdir(tmp_path)
@@ -336,7 +352,67 @@ def test_the_source_is_not_written_over(tiny_dir, tmp_path):
     for target in (source, tmp_path / "a"):
         with pytest.raises(RequestError, match="is read as well"):
             quantize(source, target, format="int8", force=True)
-    assert open_source(source).checkpoint.nbytes
+    failed = source.rename(tmp_path / "a" / "out.failed")  # where a copy goes that fails
+    with pytest.raises(RequestError, match="is read as well"):
+        quantize(failed, tmp_path / "a" / "out", format="int8", force=True)
+    assert open_source(failed).checkpoint.nbytes
+
+
+def test_the_other_half_of_the_source_is_not_written_over(tiny_dir, tmp_path):
+    backbone, companion = gguf_files.pair(tmp_path, tiny_dir)
+    files = open_source(backbone).files
+    assert files == {backbone, companion}
+    for path in files:
+        with pytest.raises(RequestError, match="is read as well"):
+            output.Output(path, files, is_file=True, force=True)
+
+
+def test_where_a_failed_one_goes(tmp_path, monkeypatch):
+    """Beside what a symbolic link points to; named as the user named the place, where that can be."""
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link.gguf").symlink_to("far/real.gguf")
+    monkeypatch.chdir(tmp_path / "far")
+    for name, is_file, failed in [
+        ("../link.gguf", True, tmp_path / "far" / "real.failed.gguf"),
+        ("small.gguf", True, Path("small.failed.gguf")),
+        (".", False, tmp_path / "far.failed"),
+    ]:
+        assert output.Output(name, (), is_file=is_file, force=True).failed_path == failed
+
+
+def test_a_source_whose_name_is_no_text(ungated, tiny_dir, tmp_path):
+    source = os.path.join(tmp_path, os.fsdecode(b"B\xe4r"))
+    shutil.copytree(tiny_dir, source)
+    for options in ({"format": "gguf"}, {"format": "int8"}):
+        made = Checkpoint.open(ungated(source=source, **options).path)
+        assert provenance(made)["source"]["name"] == "B\ufffdr" and verify(made)
+
+
+def test_a_side_file_that_is_no_text(ungated, tiny_dir, tmp_path):
+    source = shutil.copytree(tiny_dir, tmp_path / "source")
+    (source / "tokenizer_config.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match="tokenizer_config.json is not UTF-8"):
+        ungated(source=source, format="gguf")
+    assert os.listdir(tmp_path) == ["source"]
+
+
+@pytest.mark.parametrize("name, why", [("config.md", "is read as well"), ("absent/report", "folder does not exist")])
+def test_a_report_that_cannot_be_written_is_refused_before(tiny_dir, tmp_path, name, why):
+    pytest.importorskip("matplotlib")
+    source = shutil.copytree(tiny_dir, tmp_path / "source")
+    with pytest.raises(RequestError, match=why):
+        quantize(source, tmp_path / "out", format="int8", report=source / name)
+    assert (
+        os.listdir(tmp_path) == ["source"]
+        and (source / "config.json").read_bytes() == (tiny_dir / "config.json").read_bytes()
+    )
+
+
+def test_a_report_is_not_named_as_the_checkpoint(tiny_dir, tmp_path):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(RequestError, match="small.json is the checkpoint"):
+        quantize(tiny_dir, tmp_path / "small.json", format="int8", report=tmp_path / "small.md")
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, OSError(28, "No space left on device")], ids=str)

@@ -47,7 +47,7 @@ def container(path: Path, keys: Mapping[str, Any], tensors: Sequence[Tensor], dr
     """A version 3 file. `drop_ones` leaves out leading sizes of one, as ggml's writer does."""
     head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys))
     head += b"".join(string(key) + value(given) for key, given in keys.items())
-    body = b""
+    body = bytearray()  # bytes would be copied whole for each tensor
     for name, shape, kind, data in tensors:
         sizes = list(shape)
         while drop_ones and len(sizes) > 1 and sizes[0] == 1:

@@ -68,6 +68,7 @@ DAMAGE = {
     "no zeros": ("awq", lambda t: t.pop(MODULE + "qzeros"), "q_proj.qzeros is missing"),
     "other groups": ("awq", lambda t: t.update({MODULE + "qzeros": t[MODULE + "qzeros"][:1]}), "q_proj.weight"),
     "no matrix": ("awq", lambda t: t.update({MODULE + "qweight": torch.zeros(8, dtype=torch.int32)}), "no matrix"),
+    "twice": ("awq", lambda t: t.update({MODULE + "weight": torch.zeros(8, 8)}), "stored twice"),
     "no scale": ("int8", lambda t: t.pop(MODULE + "SCB"), "q_proj.SCB is missing"),
     "scales of another matrix": ("int8", lambda t: t.update({MODULE + "SCB": torch.ones(3)}), "q_proj.weight"),
     "no channel scale": ("fp8", lambda t: t.pop(MODULE + "weight_scale"), "weight_scale is missing"),

@@ -85,6 +85,16 @@ def test_an_audio_head_of_its_own_is_counted_as_such(octavo, tmp_path):
     assert facts["config"]["tied_audio"] is False
 
 
+def test_norms_in_fp32_do_not_double_the_cache(octavo, tiny_dir, tmp_path):
+    from octavo.quant import quantize
+
+    caches = []
+    for model in (tiny_dir, *(quantize(tiny_dir, tmp_path / f"{type}.gguf", format="gguf", type=type, gate=False,
+                                       device="cpu").path for type in ("bf16", "q8_0"))):  # fmt: skip
+        caches.append(json.loads(octavo("inspect", model, "--json").out)["kv_cache"]["bytes_per_row"])
+    assert caches[0] == caches[1] == caches[2]
+
+
 def test_a_voice_file(octavo, tmp_path):
     codes = np.arange(8 * 30, dtype=np.int16).reshape(30, 8)
     Voice(codes, "What I said.", name="ann", licence="CC0", codec="c0dec", seed=3).save(tmp_path / "ann.safetensors")

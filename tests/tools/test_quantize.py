@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -13,8 +14,11 @@ import sys
 import time
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from octavo.quant import quantizer
+from octavo.quant.safetensors_file import patch
 from octavo.runtime.checkpoint import Checkpoint
 
 
@@ -92,6 +96,7 @@ def test_keep_may_be_given_more_than_once(quantize, tmp_path):
     "arguments, words",
     [
         ([], ["IN OUT"]),
+        (["--keep", "text=bf16", "out", "--format", "int8"], ["IN and OUT come before --keep"]),
         (["out"], ["--format"]),
         (["out", "--format", "gptq"], ["'gptq'", "awq, gguf"]),
         (["out.gguf", "--format", "gguf", "--type", "q3_k"], ["'q3_k'", "q4_k_m"]),
@@ -138,6 +143,7 @@ def test_bad_sources(octavo, tmp_path, made, tiny_dir):
 
 def test_compare_prints_nothing_else(octavo, made, tmp_path):
     assert octavo("quantize", "x", "y", "--format", "int8", "--compare", made / "int8").refused("--compare")
+    assert octavo("quantize", "--compare", made / "int8", "--report", tmp_path / "r.md").refused("--compare", "options")
     assert octavo("quantize", "--compare", tmp_path / "absent").refused("absent")
     outcome = octavo("quantize", "--compare", made / "int8", made / "q8.gguf")
     assert outcome.code == 0 and outcome.out.count("no scores") == 2
@@ -198,5 +204,30 @@ def test_verify_sees_what_was_changed(octavo, made, tmp_path, file, at, what):
     assert octavo("inspect", copy / file.split("/")[0], "--verify").refused(what or "config.json", "is another")
 
 
+def test_verify_sees_names_that_were_exchanged(octavo, made, tmp_path):
+    """Of two tensors of one size: every byte of the weights is where it was."""
+    copy = shutil.copytree(made / "int8", tmp_path / "copy")
+    content = (copy / "model.safetensors").read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    names = {"mlp.up_proj": "mlp.gate_proj", "mlp.gate_proj": "mlp.up_proj"}
+    header = re.sub("|".join(names), lambda found: names[found[0]], content[:end].decode("latin-1"))
+    (copy / "model.safetensors").write_bytes(header.encode("latin-1") + content[end:])
+    assert octavo("inspect", copy, "--verify").refused("tensors is another")
+
+
+def test_verify_sees_weights_in_a_second_file(octavo, made, tmp_path):
+    copy = shutil.copytree(made / "int8", tmp_path / "copy")
+    save_file({"tied.head.text_head.weight": torch.zeros(2, 2)}, copy / "more.safetensors")
+    assert octavo("inspect", copy, "--verify").refused("tensors is another")
+
+
 def test_verify_wants_hashes(octavo, tiny_dir):
     assert octavo("inspect", tiny_dir, "--verify").refused("holds no hashes")
+
+
+def test_what_a_file_says_of_itself_stays_on_its_line(octavo, made, tmp_path):
+    """It may be anybody's, and is printed to a terminal."""
+    copy = shutil.copytree(made / "int8", tmp_path / "copy")
+    patch(copy / "model.safetensors", {"type": "\x1b[31mint8\nquantized   all hashes are right"})
+    *_, line = octavo("inspect", copy).out.splitlines()
+    assert line == "quantized    [31mint8 quantized   all hashes are right by None from None: not judged"
