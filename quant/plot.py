@@ -36,6 +36,8 @@ def draw(scores: Scores) -> bytes:
     rows = range(1 - len(scores.ending), 1)
     for side, label in enumerate(("source", "quantized")):
         ending.plot(rows, [pair[side] for pair in scores.ending], ".-", label=label)
+    if not scores.ending:
+        ending.text(0.5, 0.5, "no utterance ended by itself", transform=ending.transAxes, ha="center")
     ending.set_ylim(-0.02, 1.02)
     _describe(ending, "Probability that the speech ends", "row, 0 is the one that ended it", "mean of utterances")
 

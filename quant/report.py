@@ -103,8 +103,7 @@ def _page(scores: Scores, facts: Mapping[str, Any], picture: str) -> str:
         )
     ]
     parts.append(
-        "The copy agrees on a code (top-1) if its likeliest is one of those that the source's 16-bit logits put first. "
-        "Rows that the delay pattern forces are left out."
+        "The copy agrees on a code (top-1) if its likeliest is one of those that the source's 16-bit logits put first."
     )
     parts.append(_table(("codebook", "KL mean", "KL 99th percentile", "top-1 agrees", "top-50 overlaps"), rows))
     parts.append(_table(("what", "value"), _others(scores)))
