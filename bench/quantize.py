@@ -61,7 +61,7 @@ def quantizing(source: Path, name: str, gate: bool) -> list[Result]:
         nbytes = sum(file.stat().st_size for file in files)
     real = sum(file.stat().st_size for file in source.glob("*.safetensors")) / 2 > REAL
     size = wanted.most_gb if real else None
-    case = f"{name}{', with its gate' if gate else ''}"
+    case = f"{name}{', with its gate' if gate else ''}, {THREADS} threads"
     seconds, peak = timing["octavo"].median / 1e3, peaks[0]
     return [
         Result("size" if size else "", "file size", name, nbytes / 1e9, "GB", size, True),
