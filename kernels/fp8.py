@@ -9,11 +9,10 @@ from __future__ import annotations
 import torch
 
 from .byte_code import Bytes
-from .byte_dense import byte_dense
-from .byte_linear import after, byte_linear
+from .byte_linear import after
+from .byte_weight import ByteWeight
 from .fp8_rows import fp8_rows
 from .linear_tile import SKINNY
-from .packed import Packed
 
 
 def has_fp8_products(device: torch.device) -> bool:
@@ -21,10 +20,7 @@ def has_fp8_products(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
-class Fp8(Packed):
-    def __init__(self, weight: Bytes, shape: tuple[int, int]):
-        self.weight, self.shape = weight, shape
-
+class Fp8(ByteWeight):
     @classmethod
     def pack(cls, codes: torch.Tensor, scale: torch.Tensor, device: torch.device) -> Fp8:
         """codes: [OUT, IN] float8_e4m3fn; scale: [OUT, 1] fp32."""
@@ -47,9 +43,7 @@ class Fp8(Packed):
         wide = len(x) > SKINNY and not deterministic and x.dtype != torch.float32
         if wide and self.shape[0] % 16 == 0 and has_fp8_products(x.device):
             return after(self._scaled_mm(x, norm, eps), residual, swiglu)
-        return byte_linear(
-            x, self.weight, norm=norm, eps=eps, residual=residual, swiglu=swiglu, deterministic=deterministic
-        )
+        return super().linear(x, norm=norm, eps=eps, residual=residual, swiglu=swiglu, deterministic=deterministic)
 
     def _scaled_mm(self, x: torch.Tensor, norm: torch.Tensor | None, eps: float) -> torch.Tensor:
         codes = self.weight.codes
@@ -59,9 +53,3 @@ class Fp8(Packed):
             q, w, scale_a=scale, scale_b=self.weight.scale[None], out_dtype=torch.bfloat16, use_fast_accum=True
         )
         return y.to(x.dtype)
-
-    def dense(self, dtype: torch.dtype) -> torch.Tensor:
-        return byte_dense(self.weight, dtype)
-
-    def tensors(self) -> list[torch.Tensor]:
-        return self.weight.tensors()

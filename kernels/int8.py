@@ -8,15 +8,10 @@ from __future__ import annotations
 import torch
 
 from .byte_code import Bytes, unit_of
-from .byte_dense import byte_dense
-from .byte_linear import byte_linear
-from .packed import Packed
+from .byte_weight import ByteWeight
 
 
-class Int8(Packed):
-    def __init__(self, weight: Bytes, shape: tuple[int, int]):
-        self.weight, self.shape = weight, shape
-
+class Int8(ByteWeight):
     @classmethod
     def pack(cls, codes: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | None, device: torch.device) -> Int8:
         """codes: [OUT, IN] int8; scale, offset: [OUT, G] fp32, IN = G * 16, 32, 64, ... or G = 1."""
@@ -34,26 +29,6 @@ class Int8(Packed):
         unit = unit_of(scale, offset)
         offset = None if offset is None else _halves(offset, unit).to(device)
         return cls(Bytes(stored.to(device), _halves(scale, unit).to(device), offset, group, unit, IN, False), (OUT, IN))
-
-    def linear(
-        self,
-        x: torch.Tensor,
-        *,
-        norm: torch.Tensor | None = None,
-        eps: float = 0.0,
-        residual: torch.Tensor | None = None,
-        swiglu: bool = False,
-        deterministic: bool = False,
-    ) -> torch.Tensor:
-        return byte_linear(
-            x, self.weight, norm=norm, eps=eps, residual=residual, swiglu=swiglu, deterministic=deterministic
-        )
-
-    def dense(self, dtype: torch.dtype) -> torch.Tensor:
-        return byte_dense(self.weight, dtype)
-
-    def tensors(self) -> list[torch.Tensor]:
-        return self.weight.tensors()
 
 
 def _halves(numbers: torch.Tensor, unit: float) -> torch.Tensor:

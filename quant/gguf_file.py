@@ -11,19 +11,19 @@ been measured.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import struct
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from octavo.quant.formats.blocks import TYPES
 from octavo.runtime.gguf import ALIGNMENT, ARRAY, MAGIC, NUMBERS, PROVENANCE, STRING, read_gguf
+
+from .hashed_file import HashedFile
 
 PROVENANCE_BYTES = 64 << 10
 _MAX_NAME = 63  # bytes of a tensor's name that ggml reads
@@ -36,7 +36,7 @@ _ROLES = {
 }
 
 
-class GGUFWriter:
+class GGUFWriter(HashedFile):
     """Writes the new file `path`: the header when made, then each tensor's bytes in order.
 
     metadata: bool, int (u32 where it fits), float (f32), str, list of str, or a numpy number or 1-D array of its type.
@@ -55,10 +55,8 @@ class GGUFWriter:
     ):
         header, places = _header(metadata, tensors, files or {})
         self._left = places[::-1]
-        self._hash = hashlib.sha256()
         self.nbytes = len(header) + sum(nbytes + _pad(nbytes) for _, nbytes in places)
-        self._file = open(path, "xb")
-        self._file.write(header)
+        super().__init__(path, header)
 
     def write(self, name: str, data: Any) -> None:
         """The next tensor's bytes: anything contiguous with the buffer protocol."""
@@ -66,22 +64,12 @@ class GGUFWriter:
         announced, given = self._left.pop(), (name, raw.nbytes)
         assert given == announced, (given, announced)
         for part in (raw.cast("B") if raw.nbytes else b"", bytes(_pad(raw.nbytes))):  # a view of nothing has no cast
-            self._hash.update(part)
-            self._file.write(part)
+            self._append(part)
 
     def finish(self) -> str:
         """Closes the file, and returns the SHA-256 of its data section."""
         assert not self._left, f"{self._left[-1][0]} is not written"
-        self._file.flush()
-        os.fsync(self._file.fileno())  # else a crash soon after the file gets its name may leave holes in it
-        self._file.close()
-        return self._hash.hexdigest()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        self._file.close()
+        return self._close()
 
 
 def patch(path: str | os.PathLike, provenance: Mapping[str, Any]) -> None:

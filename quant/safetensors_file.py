@@ -6,20 +6,20 @@ Tensors are hashed as they pass. Whatever the writer is given is aligned: tensor
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 
 from octavo.runtime.shards import DTYPES
 from octavo.runtime.verify import METADATA_KEY
+
+from .hashed_file import HashedFile
 
 RESERVED = 128 * 1024  # bytes for the provenance, quotes escaped
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -44,7 +44,7 @@ def in_order(entries: Iterable[Entry]) -> list[Entry]:
     return sorted(entries, key=lambda entry: (entry.nbytes % 8 > 0) * (9 - entry.dtype.itemsize))
 
 
-class SafetensorsWriter:
+class SafetensorsWriter(HashedFile):
     """Writes `entries`, which `in_order` has sorted, to the new file `path`: the head when made, then each tensor.
 
     OSError goes through. Left without `finish`, the file is incomplete, and its maker's to remove.
@@ -52,11 +52,9 @@ class SafetensorsWriter:
 
     def __init__(self, path: str | os.PathLike, entries: list[Entry]):
         self._left = entries[::-1]
-        self._hash = hashlib.sha256()
         head = _head(entries)
         self.nbytes = len(head) + sum(entry.nbytes for entry in entries)
-        self._file = open(path, "xb")
-        self._file.write(head)
+        super().__init__(path, head)
 
     @property
     def next(self) -> str | None:
@@ -69,22 +67,12 @@ class SafetensorsWriter:
         announced, given = (entry.name, entry.dtype, entry.shape), (name, tensor.dtype, tuple(tensor.shape))
         assert given == announced, (given, announced)
         data = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data
-        self._hash.update(data)
-        self._file.write(data)
+        self._append(data)
 
     def finish(self) -> str:
         """Closes the file, and returns the SHA-256 of all behind its head."""
         assert not self._left, self.next
-        self._file.flush()
-        os.fsync(self._file.fileno())  # else a crash soon after the file gets its name may leave holes in it
-        self._file.close()
-        return self._hash.hexdigest()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        self._file.close()
+        return self._close()
 
 
 def patch(path: Path, provenance: Mapping[str, Any]) -> None:
